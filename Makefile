@@ -1,0 +1,30 @@
+# `make help` lists the targets. Caches live outside of the clone and are only an optimisation.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cairn
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+# Pinned, built from the package registry once for each machine.
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help
+help: ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+.PHONY: fmt
+fmt: ## Format every crate.
+	cargo fmt --all
+
+.PHONY: lint
+lint: $(CARGO_DENY) ## Formatting, clippy, licenses, bans and sources of the dependencies.
+	cargo fmt --all --check
+	$(CARGO_DENY) --locked check bans licenses sources
+	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings
+
+.PHONY: test
+test: lint ## Everything that decides whether a change lands; the last line counts the tests.
+	@./.ci/count cargo test --locked --release --workspace --all-features
+
+$(CARGO_DENY):
+	CARGO_TARGET_DIR=$(CACHE)/tools/target cargo install --locked --quiet --root $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION) \
+		cargo-deny@$(CARGO_DENY_VERSION)

@@ -1,2 +1,0 @@
-//! operator
-fn main() {}

@@ -1,2 +1,0 @@
-//! cairn
-fn main() {}
