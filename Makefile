@@ -7,6 +7,9 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
+# What the build needs beyond Rust, make and git: RocksDB's C++ compiler and the library that reads its headers.
+DEBIAN_PACKAGES := g++ libclang-dev
+
 .PHONY: help
 help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -15,8 +18,18 @@ help: ## List the targets.
 fmt: ## Format every crate.
 	cargo fmt --all
 
+.PHONY: deps
+deps: ## Install the Debian packages that are missing, by name (needs root).
+	@missing=$$(for package in $(DEBIAN_PACKAGES); do \
+		[ "$$(dpkg-query -W -f='$${Status}' $$package 2>/dev/null)" = 'install ok installed' ] || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
 .PHONY: lint
-lint: $(CARGO_DENY) ## Formatting, clippy, licenses, bans and sources of the dependencies.
+lint: deps $(CARGO_DENY) ## Formatting, clippy, licenses, bans and sources of the dependencies.
 	cargo fmt --all --check
 	$(CARGO_DENY) --locked check bans licenses sources
 	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings

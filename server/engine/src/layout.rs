@@ -1,0 +1,227 @@
+//! The engine's folder: which database is in use and in which format it is.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use mvcc::EngineError;
+
+/// The version of the layout that this build reads and writes. A database of a newer one is
+/// refused: its rows may mean something else.
+pub const FORMAT_VERSION: u32 = 1;
+
+const POINTER: &str = "CURRENT";
+const FORMAT: &str = "CAIRN_FORMAT";
+/// The first database of a folder. Later ones are named after the index they were imported at.
+const FIRST: &str = "0000000000000000";
+const NAME_LENGTH: usize = 16;
+
+/// Why an engine's folder could not be opened. Nothing in it was changed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The system refused.
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// `CURRENT` names no database, or `CAIRN_FORMAT` no version.
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// Written by a newer Cairn.
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// RocksDB refused.
+    Engine(EngineError),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io {
+                action,
+                path,
+                cause,
+            } => write!(f, "could not {action} {}: {cause}", path.display()),
+            Self::Damaged { path, found } => write!(
+                f,
+                "{} holds {found:?}, which Cairn never writes there; restore the data directory \
+                 from a backup, or remove this member and add a new one",
+                path.display()
+            ),
+            Self::Newer { path, version } => write!(
+                f,
+                "{} has engine format {version}, this cairn knows up to {FORMAT_VERSION}; start \
+                 the newer cairn that wrote it",
+                path.display()
+            ),
+            Self::Engine(cause) => cause.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { cause, .. } => Some(cause),
+            Self::Engine(cause) => Some(cause),
+            Self::Damaged { .. } | Self::Newer { .. } => None,
+        }
+    }
+}
+
+impl From<EngineError> for OpenError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |cause| OpenError::Io {
+        action,
+        path: path.to_owned(),
+        cause,
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<(), OpenError> {
+    let synced = File::open(folder).and_then(|file| file.sync_all());
+    synced.map_err(failed("sync the folder", folder))
+}
+
+/// Writes a small file so that a crash leaves either what was there before or all of `content`.
+fn write_whole(path: &Path, folder: &Path, content: &str) -> Result<(), OpenError> {
+    let draft = path.with_extension("tmp");
+    let written = File::create(&draft).and_then(|mut file| {
+        file.write_all(content.as_bytes())?;
+        // Before the rename: otherwise a power cut can leave the new name on an empty file.
+        file.sync_all()
+    });
+    written.map_err(failed("write", &draft))?;
+    fs::rename(&draft, path).map_err(failed("put in place", path))?;
+    sync_folder(folder)
+}
+
+fn read_line(path: &Path) -> Result<Option<String>, OpenError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(failed("read", path)(cause)),
+    }
+}
+
+/// The folder of the database in use. Makes `folder` and names its first database when it is new.
+///
+/// The order survives a crash at any step: a database folder without a pointer to it is an empty
+/// one that nothing was written to, and is taken again.
+pub(crate) fn database(folder: &Path) -> Result<PathBuf, OpenError> {
+    fs::create_dir_all(folder).map_err(failed("create the folder", folder))?;
+    let pointer = folder.join(POINTER);
+    if let Some(name) = read_line(&pointer)? {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if name.len() != NAME_LENGTH || !name.bytes().all(hex) {
+            return Err(OpenError::Damaged {
+                path: pointer,
+                found: name,
+            });
+        }
+        let database = folder.join(name);
+        check_format(&database)?;
+        return Ok(database);
+    }
+    let database = folder.join(FIRST);
+    fs::create_dir_all(&database).map_err(failed("create the folder", &database))?;
+    let format = format!("{FORMAT_VERSION}\n");
+    write_whole(&database.join(FORMAT), &database, &format)?;
+    write_whole(&pointer, folder, &format!("{FIRST}\n"))?;
+    Ok(database)
+}
+
+fn check_format(database: &Path) -> Result<(), OpenError> {
+    let path = database.join(FORMAT);
+    let found = read_line(&path)?.unwrap_or_default();
+    match found.parse() {
+        Ok(version) if version > FORMAT_VERSION => Err(OpenError::Newer {
+            path: database.to_owned(),
+            version,
+        }),
+        Ok(1..) => Ok(()),
+        Ok(0) | Err(_) => Err(OpenError::Damaged { path, found }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_new_folder_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("member/engine");
+        let database = super::database(&inner).unwrap();
+        assert!(database.ends_with(FIRST));
+        assert_eq!(super::database(&inner).unwrap(), database);
+    }
+
+    #[test]
+    fn a_crash_before_the_pointer_is_taken_up_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = super::database(folder.path()).unwrap();
+        fs::remove_file(folder.path().join(POINTER)).unwrap();
+        fs::remove_file(database.join(FORMAT)).unwrap();
+        assert_eq!(super::database(folder.path()).unwrap(), database);
+    }
+
+    #[test]
+    fn what_it_cannot_read_is_refused_with_advice() {
+        for (file, content, says) in [
+            (
+                "0000000000000000/CAIRN_FORMAT",
+                "2\n",
+                "has engine format 2",
+            ),
+            ("0000000000000000/CAIRN_FORMAT", "0\n", "holds \"0\""),
+            (
+                "0000000000000000/CAIRN_FORMAT",
+                "",
+                "restore the data directory",
+            ),
+            ("CURRENT", "../elsewhere", "holds \"../elsewhere\""),
+            ("CURRENT", "", "holds \"\""),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            super::database(folder.path()).unwrap();
+            fs::write(folder.path().join(file), content).unwrap();
+            let error = super::database(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+            let kept = fs::read_to_string(folder.path().join(file)).unwrap();
+            assert_eq!(kept, content, "the refused file was changed");
+        }
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("engine");
+        fs::write(&file, "").unwrap();
+        let error = super::database(&file).unwrap_err().to_string();
+        assert!(error.starts_with("could not create the folder"), "{error}");
+    }
+}
