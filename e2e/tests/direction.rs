@@ -23,6 +23,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("proto", Core, &[]),
     ("mvcc", Core, &["proto"]),
     ("state", Core, &["proto", "mvcc"]),
+    ("wal", Core, &["proto"]),
     ("engine", Edge, &["mvcc"]),
     ("api", Edge, &["proto", "state"]),
     ("e2e", Edge, &[]),

@@ -1,0 +1,156 @@
+//! Segment files: their names and how a new one is made ready.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{Arc, Weak},
+    thread,
+};
+
+use crate::{Error, Vfs, VfsFile};
+
+/// Zeros are written in pieces of this many bytes.
+const ZERO_CHUNK: usize = 1 << 20;
+/// One segment waits in the channel and one in the hand of the thread: two are ready.
+const READY_IN_CHANNEL: usize = 1;
+
+/// Name of a segment: its number in the sequence and the index of the first entry it may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Name {
+    pub seq: u64,
+    pub index: u64,
+}
+
+impl Name {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (seq, index) = text.strip_suffix(".wal")?.split_once('-')?;
+        let hex = |s: &str| (s.len() == 16).then(|| u64::from_str_radix(s, 16).ok())?;
+        Some(Self {
+            seq: hex(seq)?,
+            index: hex(index)?,
+        })
+    }
+
+    pub(crate) fn path(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{:016x}-{:016x}.wal", self.seq, self.index))
+    }
+}
+
+/// An open segment. The log, its index and its readers share it.
+pub(crate) struct Segment<F> {
+    pub name: Name,
+    pub path: PathBuf,
+    pub file: F,
+}
+
+/// Overwrites `from..to` with zeros and makes them durable. Real zeros and not a hole, so that a
+/// later sync of a record changes no metadata of the file.
+pub(crate) fn zero_fill<F: VfsFile>(file: &F, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0u8; ZERO_CHUNK.min(to.saturating_sub(from) as usize)];
+    let mut at = from;
+    while at < to {
+        let n = (to - at).min(ZERO_CHUNK as u64) as usize;
+        file.write_at(&zeros[..n], at)?;
+        at += n as u64;
+    }
+    file.sync_data()
+}
+
+/// A zero-filled file under a temporary name, waiting to become a segment.
+pub(crate) struct Prepared<F> {
+    pub path: PathBuf,
+    pub file: F,
+}
+
+fn prepare<V: Vfs>(
+    vfs: &V,
+    dir: &Path,
+    number: u64,
+    bytes: u64,
+) -> Result<Prepared<V::File>, Error> {
+    // One more name than are ready: the one just taken may not be renamed yet.
+    let path = dir.join(format!("{}.tmp", number % (READY_IN_CHANNEL as u64 + 2)));
+    let file = vfs.create(&path).map_err(Error::io("create", &path))?;
+    zero_fill(&file, 0, bytes).map_err(Error::io("fill", &path))?;
+    Ok(Prepared { path, file })
+}
+
+/// Where new segments come from.
+pub(crate) enum Source<V: Vfs> {
+    /// Made when asked for: no thread, so that a simulation stays deterministic.
+    Inline { number: u64 },
+    /// Made ahead by a thread, so that a cut waits for no zeros.
+    Ahead(Receiver<Result<Prepared<V::File>, Error>>),
+}
+
+impl<V: Vfs> Source<V> {
+    pub(crate) fn inline() -> Self {
+        Source::Inline { number: 0 }
+    }
+
+    /// Starts the thread. It ends once the receiver is gone.
+    pub(crate) fn ahead(vfs: &Arc<V>, dir: &Path, bytes: u64) -> Result<Self, Error> {
+        let (ready, receiver) = sync_channel(READY_IN_CHANNEL);
+        let (vfs, path) = (Arc::downgrade(vfs), dir.to_path_buf());
+        thread::Builder::new()
+            .name("wal-prepare".into())
+            .spawn(move || prepare_ahead(&vfs, &path, bytes, &ready))
+            .map_err(Error::io("start the preparing thread for", dir))?;
+        Ok(Source::Ahead(receiver))
+    }
+
+    pub(crate) fn next(
+        &mut self,
+        vfs: &V,
+        dir: &Path,
+        bytes: u64,
+    ) -> Result<Prepared<V::File>, Error> {
+        match self {
+            Source::Inline { number } => {
+                *number += 1;
+                prepare(vfs, dir, *number, bytes)
+            }
+            Source::Ahead(receiver) => receiver.recv().unwrap_or(Err(Error::Poisoned)),
+        }
+    }
+}
+
+type Ready<V> = SyncSender<Result<Prepared<<V as Vfs>::File>, Error>>;
+
+fn prepare_ahead<V: Vfs>(vfs: &Weak<V>, dir: &Path, bytes: u64, ready: &Ready<V>) {
+    for number in 0.. {
+        let Some(vfs) = vfs.upgrade() else { return };
+        let prepared = prepare(&*vfs, dir, number, bytes);
+        drop(vfs);
+        let failed = prepared.is_err();
+        if ready.send(prepared).is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_etcds() {
+        let name = Name {
+            seq: 3,
+            index: 0xab_cdef,
+        };
+        let text = "0000000000000003-0000000000abcdef.wal";
+        assert_eq!(name.path(Path::new("")), Path::new(text));
+        assert_eq!(Name::parse(text), Some(name));
+        for bad in [
+            "0.tmp",
+            "0000000000000003-0000000000abcdef.wal.broken",
+            "3-abcdef.wal",
+            "000000000000000g-0000000000abcdef.wal",
+            "00000000000000030000000000abcdef.wal",
+        ] {
+            assert_eq!(Name::parse(bad), None, "{bad}");
+        }
+    }
+}
