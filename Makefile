@@ -15,8 +15,9 @@ help: ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 .PHONY: fmt
-fmt: ## Format every crate.
+fmt: ## Format every crate and Go package.
 	cargo fmt --all
+	gofmt -w e2e
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing, by name (needs root).
@@ -29,8 +30,10 @@ deps: ## Install the Debian packages that are missing, by name (needs root).
 	fi
 
 .PHONY: lint
-lint: deps $(CARGO_DENY) ## Formatting, clippy, licenses, bans and sources of the dependencies.
+lint: deps $(CARGO_DENY) ## Formatting, clippy, vet, licenses, bans and sources of the dependencies.
 	cargo fmt --all --check
+	@unformatted=$$(gofmt -l e2e); if [ -n "$$unformatted" ]; then echo "gofmt these:" $$unformatted; exit 1; fi
+	cd e2e && go vet ./... && go mod tidy -diff
 	$(CARGO_DENY) --locked check bans licenses sources
 	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings
 
