@@ -119,20 +119,23 @@ pub struct Wal<V: Vfs> {
 }
 
 impl<V: Vfs> Wal<V> {
-    /// Makes a log in `dir`, which must not hold one.
+    /// Makes a log in `dir`, which must not be there or be empty.
     ///
     /// It is made under another name and renamed when it is whole: a crash leaves no log or this
     /// one.
     ///
     /// # Errors
-    /// [`Error::Exists`], and what the disk refuses.
+    /// [`Error::Exists`] when there is a log, and what the disk refuses: it does not replace a
+    /// directory that holds something else.
     pub fn create(
         vfs: Arc<V>,
         dir: &Path,
         metadata: Metadata,
         options: Options,
     ) -> Result<Self, Error> {
-        if vfs.list(dir).is_ok() {
+        // An empty directory is a mount point or one that an operator made: the rename takes it.
+        let names = vfs.list(dir).unwrap_or_default();
+        if names.iter().any(|name| Name::parse(name).is_some()) {
             return Err(Error::Exists(dir.to_owned()));
         }
         let draft = dir.with_extension("tmp");

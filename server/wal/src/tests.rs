@@ -266,3 +266,20 @@ fn after_a_failed_write_there_is_no_other() {
     }
     assert!(failed > 20, "{failed}");
 }
+
+#[test]
+fn an_empty_directory_is_taken_and_another_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("wal");
+    let vfs = Arc::new(OsVfs::new());
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("notes"), "mine").unwrap();
+    let refused = Wal::create(Arc::clone(&vfs), &dir, OWNER, SMALL);
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("cannot put in place"), "{error}");
+    assert_eq!(fs::read_to_string(dir.join("notes")).unwrap(), "mine");
+    fs::remove_file(dir.join("notes")).unwrap();
+    // What the refused attempt left behind is cleared away.
+    drop(create(&vfs, &dir, SMALL));
+    assert_eq!(open(&vfs, &dir).unwrap().1.entries, []);
+}
