@@ -4,9 +4,12 @@ use std::{env, error::Error};
 
 /// The roots; what they import is compiled with them.
 const FILES: &[&str] = &[
+    "etcdserverpb/etcdserver.proto",
     "etcdserverpb/raft_internal.proto",
     "leasepb/lease.proto",
     "snappb/snap.proto",
+    "v3electionpb/v3election.proto",
+    "v3lockpb/v3lock.proto",
     "walpb/record.proto",
 ];
 

@@ -6,8 +6,6 @@
 //! Must never know: what any message means. It has no logic, and no tonic unless the feature
 //! `grpc` asks for clients and servers.
 //!
-//! Not here yet: the Lock and Election services.
-//!
 //! Start reading in `proto/etcdserverpb/rpc.proto`, then `raft_internal.proto`.
 
 // Generated items carry no text of ours; the .proto files hold what there is to say.
@@ -31,6 +29,11 @@ package!(membershippb, "Membership as it goes through the log.");
 package!(mvccpb, "Keys with their revisions, and events.");
 package!(raftpb, "Raft messages, entries and states.");
 package!(snappb, "The frame of a `.snap` file.");
+package!(
+    v3electionpb,
+    "Elections that the server runs for the client."
+);
+package!(v3lockpb, "Locks that the server takes for the client.");
 package!(walpb, "Records of the write-ahead log.");
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
 use parking_lot::RwLock;
 use prost::Message;
 use proto::{
+    etcdserverpb,
     raftpb::{ConfState, Entry, HardState},
     walpb,
 };
@@ -52,19 +53,10 @@ pub struct Metadata {
     pub cluster_id: u64,
 }
 
-/// The form of [`Metadata`] in the log: etcd's `etcdserverpb.Metadata`.
-#[derive(Clone, Copy, PartialEq, Message)]
-struct MetadataRecord {
-    #[prost(uint64, optional, tag = "1")]
-    node_id: Option<u64>,
-    #[prost(uint64, optional, tag = "2")]
-    cluster_id: Option<u64>,
-}
-
 impl Metadata {
     fn encode(self) -> Vec<u8> {
         // Both fields are written even when they are 0, as etcd does.
-        MetadataRecord {
+        etcdserverpb::Metadata {
             node_id: Some(self.node_id),
             cluster_id: Some(self.cluster_id),
         }
@@ -72,7 +64,7 @@ impl Metadata {
     }
 
     pub(crate) fn decode(data: &[u8]) -> Result<Self, prost::DecodeError> {
-        let record = MetadataRecord::decode(data)?;
+        let record = etcdserverpb::Metadata::decode(data)?;
         Ok(Self {
             node_id: record.node_id.unwrap_or_default(),
             cluster_id: record.cluster_id.unwrap_or_default(),
