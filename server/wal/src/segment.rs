@@ -81,7 +81,26 @@ pub(crate) enum Source<V: Vfs> {
     /// Made when asked for: no thread, so that a simulation stays deterministic.
     Inline { number: u64 },
     /// Made ahead by a thread, so that a cut waits for no zeros.
-    Ahead(Receiver<Result<Prepared<V::File>, Error>>),
+    Ahead {
+        /// `None` only while it is dropped.
+        ready: Option<Receiver<Result<Prepared<V::File>, Error>>>,
+        /// `None` only while it is dropped.
+        thread: Option<thread::JoinHandle<()>>,
+    },
+}
+
+impl<V: Vfs> Drop for Source<V> {
+    /// Waits for the thread: whoever opens the log next must not find it still writing there.
+    fn drop(&mut self) {
+        if let Source::Ahead { ready, thread } = self {
+            // Without a receiver its next send fails, and it ends.
+            drop(ready.take());
+            if let Some(thread) = thread.take() {
+                // It can only have panicked, and the log is closed either way.
+                let _ = thread.join();
+            }
+        }
+    }
 }
 
 impl<V: Vfs> Source<V> {
@@ -93,11 +112,14 @@ impl<V: Vfs> Source<V> {
     pub(crate) fn ahead(vfs: &Arc<V>, dir: &Path, bytes: u64) -> Result<Self, Error> {
         let (ready, receiver) = sync_channel(READY_IN_CHANNEL);
         let (vfs, path) = (Arc::downgrade(vfs), dir.to_path_buf());
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("wal-prepare".into())
             .spawn(move || prepare_ahead(&vfs, &path, bytes, &ready))
             .map_err(Error::io("start the preparing thread for", dir))?;
-        Ok(Source::Ahead(receiver))
+        Ok(Source::Ahead {
+            ready: Some(receiver),
+            thread: Some(thread),
+        })
     }
 
     pub(crate) fn next(
@@ -111,7 +133,10 @@ impl<V: Vfs> Source<V> {
                 *number += 1;
                 prepare(vfs, dir, *number, bytes)
             }
-            Source::Ahead(receiver) => receiver.recv().unwrap_or(Err(Error::Poisoned)),
+            Source::Ahead { ready, .. } => ready
+                .as_ref()
+                .and_then(|ready| ready.recv().ok())
+                .unwrap_or(Err(Error::Poisoned)),
         }
     }
 }

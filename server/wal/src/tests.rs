@@ -283,3 +283,22 @@ fn an_empty_directory_is_taken_and_another_is_not() {
     drop(create(&vfs, &dir, SMALL));
     assert_eq!(open(&vfs, &dir).unwrap().1.entries, []);
 }
+
+/// The thread that prepares segments ends with the log: the next one finds the directory free.
+#[test]
+fn a_log_is_reopened_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("wal");
+    let vfs = Arc::new(OsVfs::without_sync());
+    let options = Options {
+        segment_bytes: 1 << 20,
+        prepare_ahead: true,
+    };
+    drop(create(&vfs, &dir, options));
+    for index in 1..=30 {
+        let from = SnapshotMark::default();
+        let (mut wal, _) = Wal::open(Arc::clone(&vfs), &dir, from, options).unwrap();
+        let large = entry(index, 1, 1 << 20);
+        wal.append(&[large], None, true).unwrap();
+    }
+}
