@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-# What the build needs beyond Rust, make and git: RocksDB's C++ compiler and the library that reads its headers.
+# What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers.
 DEBIAN_PACKAGES := g++ libclang-dev
 
 .PHONY: help

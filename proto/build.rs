@@ -1,6 +1,8 @@
 //! Compiles the .proto files with protox, so that no machine needs protoc.
 
-use std::{env, error::Error};
+use std::{env, error::Error, fs, path::Path};
+
+use prost::Message;
 
 /// The roots; what they import is compiled with them.
 const FILES: &[&str] = &[
@@ -16,6 +18,8 @@ const FILES: &[&str] = &[
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
+    let compiled = Path::new(&env::var("OUT_DIR")?).join("descriptors.bin");
+    fs::write(compiled, descriptors.encode_to_vec())?;
     let mut messages = prost_build::Config::new();
     // Bytes fields share the receive buffer instead of copying out of it.
     messages.bytes(["."]);

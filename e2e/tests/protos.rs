@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{collections::BTreeSet, process::Command};
 
-use protox::prost_reflect::{Cardinality, DescriptorPool, Kind};
+use prost_reflect::{Cardinality, DescriptorPool, Kind};
 
 /// What etcd has and we do not, with the reason.
 const NOT_OURS: &[(&str, &str)] = &[
@@ -15,16 +15,6 @@ const NOT_OURS: &[(&str, &str)] = &[
 ];
 const NO_JOINT_CHANGES: &str =
     "a joint change kills real etcd members: none is ever written or accepted";
-
-const FILES: &[&str] = &[
-    "etcdserverpb/etcdserver.proto",
-    "etcdserverpb/raft_internal.proto",
-    "leasepb/lease.proto",
-    "snappb/snap.proto",
-    "v3electionpb/v3election.proto",
-    "v3lockpb/v3lock.proto",
-    "walpb/record.proto",
-];
 
 fn etcds() -> BTreeSet<String> {
     let output = Command::new("go")
@@ -39,9 +29,7 @@ fn etcds() -> BTreeSet<String> {
 }
 
 fn ours() -> BTreeSet<String> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/proto");
-    let set = protox::compile(FILES, [protos]).unwrap();
-    let pool = DescriptorPool::from_file_descriptor_set(set).unwrap();
+    let pool = DescriptorPool::decode(proto::DESCRIPTORS).unwrap();
     let mut lines = BTreeSet::new();
     for message in pool
         .all_messages()

@@ -36,6 +36,9 @@ package!(
 package!(v3lockpb, "Locks that the server takes for the client.");
 package!(walpb, "Records of the write-ahead log.");
 
+/// The compiled `.proto` files: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

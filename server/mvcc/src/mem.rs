@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use crate::engine::{Cursor, Direction, Engine, EngineError, Family, Op, Read, WriteBatch};
 
 type Rows = BTreeMap<Bytes, Bytes>;
+type Row = (Bytes, Bytes);
 
 /// All families at one moment. A clone shares the rows; the first write after a clone copies the
 /// families that it touches, which is fine at the sizes of tests.
@@ -21,6 +22,31 @@ pub struct MemSnapshot {
 impl MemSnapshot {
     fn rows(&self, family: Family) -> &Rows {
         &self.families[family as usize]
+    }
+
+    fn range<'a>(
+        &'a self,
+        family: Family,
+        lower: &[u8],
+        upper: Option<&[u8]>,
+        direction: Direction,
+    ) -> Box<dyn Iterator<Item = Row> + 'a> {
+        // BTreeMap panics on bounds that cross; here they are an empty range.
+        let crossed = upper.is_some_and(|upper| upper <= lower);
+        let bounds = if crossed {
+            (Bound::Excluded(lower), Bound::Included(lower))
+        } else {
+            (
+                Bound::Included(lower),
+                upper.map_or(Bound::Unbounded, Bound::Excluded),
+            )
+        };
+        let range = self.rows(family).range::<[u8], _>(bounds);
+        let range = range.map(|(key, value)| (key.clone(), value.clone()));
+        match direction {
+            Direction::Ascending => Box::new(range),
+            Direction::Descending => Box::new(range.rev()),
+        }
     }
 
     fn apply(&mut self, batch: &WriteBatch) {
@@ -56,30 +82,22 @@ impl Read for MemSnapshot {
         upper: Option<&[u8]>,
         direction: Direction,
     ) -> Result<Box<dyn Cursor + 'a>, EngineError> {
-        // BTreeMap panics on bounds that cross; here they are an empty range.
-        let crossed = upper.is_some_and(|upper| upper <= lower);
-        let bounds = if crossed {
-            (Bound::Excluded(lower), Bound::Included(lower))
-        } else {
-            (
-                Bound::Included(lower),
-                upper.map_or(Bound::Unbounded, Bound::Excluded),
-            )
-        };
-        let range = self.rows(family).range::<[u8], _>(bounds);
-        let rows: Box<dyn Iterator<Item = _> + 'a> = match direction {
-            Direction::Ascending => Box::new(range),
-            Direction::Descending => Box::new(range.rev()),
-        };
-        let mut cursor = MemCursor { rows, at: None };
-        cursor.next()?;
-        Ok(Box::new(cursor))
+        let rows = self.range(family, lower, upper, direction);
+        Ok(MemCursor::boxed(rows))
     }
 }
 
+/// Rows are cloned as they pass: they share their bytes.
 struct MemCursor<'a> {
-    rows: Box<dyn Iterator<Item = (&'a Bytes, &'a Bytes)> + 'a>,
-    at: Option<(&'a Bytes, &'a Bytes)>,
+    rows: Box<dyn Iterator<Item = Row> + 'a>,
+    at: Option<Row>,
+}
+
+impl<'a> MemCursor<'a> {
+    fn boxed(mut rows: Box<dyn Iterator<Item = Row> + 'a>) -> Box<dyn Cursor + 'a> {
+        let at = rows.next();
+        Box::new(Self { rows, at })
+    }
 }
 
 impl Cursor for MemCursor<'_> {
@@ -88,11 +106,11 @@ impl Cursor for MemCursor<'_> {
     }
 
     fn key(&self) -> &[u8] {
-        self.at.map_or(&[], |(key, _)| key)
+        self.at.as_ref().map_or(&[], |(key, _)| key)
     }
 
     fn value(&self) -> &[u8] {
-        self.at.map_or(&[], |(_, value)| value)
+        self.at.as_ref().map_or(&[], |(_, value)| value)
     }
 
     fn next(&mut self) -> Result<(), EngineError> {
@@ -158,41 +176,9 @@ impl Read for MemEngine {
         direction: Direction,
     ) -> Result<Box<dyn Cursor + 'a>, EngineError> {
         // A scan of the engine is a scan of its state at this moment, as RocksDB's iterators are.
-        let snapshot = self.snapshot()?;
-        let mut rows = Vec::new();
-        let mut cursor = snapshot.scan(family, lower, upper, direction)?;
-        while cursor.valid() {
-            rows.push((
-                Bytes::copy_from_slice(cursor.key()),
-                Bytes::copy_from_slice(cursor.value()),
-            ));
-            cursor.next()?;
-        }
-        Ok(Box::new(OwnedCursor { rows, at: 0 }))
-    }
-}
-
-struct OwnedCursor {
-    rows: Vec<(Bytes, Bytes)>,
-    at: usize,
-}
-
-impl Cursor for OwnedCursor {
-    fn valid(&self) -> bool {
-        self.at < self.rows.len()
-    }
-
-    fn key(&self) -> &[u8] {
-        self.rows.get(self.at).map_or(&[], |(key, _)| key)
-    }
-
-    fn value(&self) -> &[u8] {
-        self.rows.get(self.at).map_or(&[], |(_, value)| value)
-    }
-
-    fn next(&mut self) -> Result<(), EngineError> {
-        self.at = self.at.saturating_add(1);
-        Ok(())
+        let state = self.state.read();
+        let rows: Vec<_> = state.now.range(family, lower, upper, direction).collect();
+        Ok(MemCursor::boxed(Box::new(rows.into_iter())))
     }
 }
 

@@ -138,13 +138,17 @@ impl<'a, F: VfsFile> FrameReader<'a, F> {
         self.offset
     }
 
+    /// Bytes of the file from the offset on.
+    pub(crate) fn left(&self) -> u64 {
+        self.file_len.saturating_sub(self.offset)
+    }
+
     /// Makes the buffer hold `want` bytes from the offset on, or all there are.
     fn fill(&mut self, want: usize) -> io::Result<()> {
         if self.buffer.len() >= want {
             return Ok(());
         }
-        let left = self.file_len.saturating_sub(self.offset);
-        let size = (want.max(READ_CHUNK) as u64).min(left) as usize;
+        let size = (want.max(READ_CHUNK) as u64).min(self.left()) as usize;
         let mut chunk = BytesMut::zeroed(size);
         let n = self.file.read_at(&mut chunk, self.offset)?;
         chunk.truncate(n);

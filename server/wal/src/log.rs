@@ -142,23 +142,13 @@ impl<V: Vfs> Wal<V> {
         let chain = encode(&mut head, chain, frame::METADATA, Some(&metadata.encode()));
         let mark = mark_record(SnapshotMark::default(), None);
         let chain = encode(&mut head, chain, frame::SNAPSHOT, Some(&mark));
-        let written = prepared.file.write_at(&head, 0);
-        let synced = written.and_then(|()| prepared.file.sync_data());
-        synced.map_err(Error::io("write", &prepared.path))?;
-        let first = name.path(&draft);
-        let renamed = vfs.rename(&prepared.path, &first);
-        let synced = renamed.and_then(|()| vfs.sync_dir(&draft));
-        synced.map_err(Error::io("put in place", &first))?;
+        let mut segment = prepared.begin(&*vfs, &draft, name, &head)?;
 
         let renamed = vfs.rename(&draft, dir);
         let parent = dir.parent().unwrap_or(dir);
         let synced = renamed.and_then(|()| vfs.sync_dir(parent));
         synced.map_err(Error::io("put in place", dir))?;
-        let segment = Segment {
-            name,
-            path: name.path(dir),
-            file: prepared.file,
-        };
+        segment.path = name.path(dir);
         Ok(Self {
             source: source(&vfs, dir, options)?,
             vfs,
@@ -340,18 +330,7 @@ impl<V: Vfs> Wal<V> {
             let state = self.hard_state.encode_to_vec();
             chain = encode(&mut head, chain, frame::STATE, Some(&state));
         }
-        let written = next.file.write_at(&head, 0);
-        let synced = written.and_then(|()| next.file.sync_data());
-        synced.map_err(Error::io("write", &next.path))?;
-        let path = name.path(&self.dir);
-        let renamed = self.vfs.rename(&next.path, &path);
-        let synced = renamed.and_then(|()| self.vfs.sync_dir(&self.dir));
-        synced.map_err(Error::io("put in place", &path))?;
-        self.segment = Arc::new(Segment {
-            name,
-            path,
-            file: next.file,
-        });
+        self.segment = Arc::new(next.begin(&*self.vfs, &self.dir, name, &head)?);
         self.offset = head.len() as u64;
         self.filled = self.options.segment_bytes;
         self.chain = chain;

@@ -75,16 +75,21 @@ impl Default for MemVfs {
     }
 }
 
-/// splitmix64: enough to choose what a cut takes.
-struct Dice(u64);
+/// splitmix64: enough to choose what a cut takes, and what a test does.
+pub(crate) struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// A number from 0 to `limit` - 1.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.roll() % limit
     }
 }
 
@@ -141,12 +146,12 @@ impl MemVfs {
         let mut dice = Dice(seed);
         let tree = self.tree.lock();
         let mut names = tree.durable.clone();
-        let kept = dice.roll() % (tree.pending.len() as u64 + 1);
+        let kept = dice.below(tree.pending.len() as u64 + 1);
         for op in tree.pending.iter().take(kept as usize) {
             apply(&mut names, op);
         }
         // Of 8 sectors the cut keeps `odds`, so that some seeds lose all and some nothing.
-        let odds = dice.roll() % 9;
+        let odds = dice.below(9);
         let names: Names = names
             .iter()
             .map(|(path, node)| (path.clone(), node.after_cut(&mut dice, odds)))
@@ -190,11 +195,11 @@ impl Node {
     fn after_cut(&self, dice: &mut Dice, odds: u64) -> Arc<Node> {
         let content = self.0.lock();
         let mut data = content.durable.clone();
-        if data.len() != content.data.len() && dice.roll() % 8 < odds {
+        if data.len() != content.data.len() && dice.below(8) < odds {
             data.resize(content.data.len(), 0);
         }
         for sector in &content.dirty {
-            if dice.roll() % 8 >= odds {
+            if dice.below(8) >= odds {
                 continue;
             }
             let from = (sector * SECTOR) as usize;

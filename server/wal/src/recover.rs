@@ -222,14 +222,13 @@ impl<F: VfsFile> Scan<F> {
 
     fn segment(&mut self, segment: &Arc<Segment<F>>, newest: bool) -> Result<(), Error> {
         let failed = |cause| Error::io("read", &segment.path)(cause);
-        let length = segment.file.len().map_err(failed)?;
         let mut frames = FrameReader::new(&segment.file, 0).map_err(failed)?;
         loop {
             let offset = frames.offset();
             self.offset = offset;
             let problem = match frames.next().map_err(failed)? {
                 Frame::End => return Ok(()),
-                Frame::Record { record, raw, .. } => match self.chain_after(&record) {
+                Frame::Record { record, raw } => match self.chain_after(&record) {
                     Ok(chain) => {
                         let applied = self.record(record, segment, offset);
                         applied.map_err(|problem| problem.at(segment, offset))?;
@@ -247,7 +246,7 @@ impl<F: VfsFile> Scan<F> {
                     return Ok(());
                 }
                 // Not even a length word: etcd, too, takes this for a torn end.
-                Frame::Short if newest && length - offset < frame::WORD => {
+                Frame::Short if newest && frames.left() < frame::WORD => {
                     self.torn = true;
                     return Ok(());
                 }

@@ -3,8 +3,8 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     sync::mpsc::{Receiver, SyncSender, sync_channel},
-    sync::{Arc, Weak},
     thread,
 };
 
@@ -59,8 +59,33 @@ pub(crate) fn zero_fill<F: VfsFile>(file: &F, from: u64, to: u64) -> io::Result<
 
 /// A zero-filled file under a temporary name, waiting to become a segment.
 pub(crate) struct Prepared<F> {
-    pub path: PathBuf,
-    pub file: F,
+    path: PathBuf,
+    file: F,
+}
+
+impl<F: VfsFile> Prepared<F> {
+    /// Makes it the segment `name` of `dir`. It gets the name only after its head is durable: a
+    /// crash leaves a whole segment or none.
+    pub(crate) fn begin<V: Vfs<File = F>>(
+        self,
+        vfs: &V,
+        dir: &Path,
+        name: Name,
+        head: &[u8],
+    ) -> Result<Segment<F>, Error> {
+        let written = self.file.write_at(head, 0);
+        let synced = written.and_then(|()| self.file.sync_data());
+        synced.map_err(Error::io("write", &self.path))?;
+        let path = name.path(dir);
+        let renamed = vfs.rename(&self.path, &path);
+        let synced = renamed.and_then(|()| vfs.sync_dir(dir));
+        synced.map_err(Error::io("put in place", &path))?;
+        Ok(Segment {
+            name,
+            path,
+            file: self.file,
+        })
+    }
 }
 
 fn prepare<V: Vfs>(
@@ -111,10 +136,10 @@ impl<V: Vfs> Source<V> {
     /// Starts the thread. It ends once the receiver is gone.
     pub(crate) fn ahead(vfs: &Arc<V>, dir: &Path, bytes: u64) -> Result<Self, Error> {
         let (ready, receiver) = sync_channel(READY_IN_CHANNEL);
-        let (vfs, path) = (Arc::downgrade(vfs), dir.to_path_buf());
+        let (vfs, path) = (Arc::clone(vfs), dir.to_path_buf());
         let thread = thread::Builder::new()
             .name("wal-prepare".into())
-            .spawn(move || prepare_ahead(&vfs, &path, bytes, &ready))
+            .spawn(move || prepare_ahead(&*vfs, &path, bytes, &ready))
             .map_err(Error::io("start the preparing thread for", dir))?;
         Ok(Source::Ahead {
             ready: Some(receiver),
@@ -143,11 +168,9 @@ impl<V: Vfs> Source<V> {
 
 type Ready<V> = SyncSender<Result<Prepared<<V as Vfs>::File>, Error>>;
 
-fn prepare_ahead<V: Vfs>(vfs: &Weak<V>, dir: &Path, bytes: u64, ready: &Ready<V>) {
+fn prepare_ahead<V: Vfs>(vfs: &V, dir: &Path, bytes: u64, ready: &Ready<V>) {
     for number in 0.. {
-        let Some(vfs) = vfs.upgrade() else { return };
-        let prepared = prepare(&*vfs, dir, number, bytes);
-        drop(vfs);
+        let prepared = prepare(vfs, dir, number, bytes);
         let failed = prepared.is_err();
         if ready.send(prepared).is_err() || failed {
             return;

@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use proto::raftpb::{Entry, HardState};
 
-use crate::*;
+use crate::{mem::Dice, *};
 
 const DIR: &str = "/data/wal";
 const OWNER: Metadata = Metadata {
@@ -15,19 +15,6 @@ const SMALL: Options = Options {
     segment_bytes: 4096,
     prepare_ahead: false,
 };
-
-/// A generator for which every seed is a test of its own (splitmix64).
-struct Seed(u64);
-
-impl Seed {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-}
 
 fn entry(index: u64, term: u64, size: usize) -> Entry {
     Entry {
@@ -146,19 +133,19 @@ fn entries_are_replaced_and_gaps_refused() {
 fn power_cuts_lose_nothing_that_was_synced() {
     let mut torn = 0;
     for seed in 0..400 {
-        let mut seed = Seed(seed);
+        let mut dice = Dice(seed);
         let mut vfs = Arc::new(MemVfs::new());
         let mut wal = create(&vfs, Path::new(DIR), SMALL);
         // All that was written, and how much of it is synced.
         let mut written: Vec<Entry> = Vec::new();
         let mut synced = 0;
         for term in 1..=4 {
-            for _ in 0..seed.next(12) {
-                let entries: Vec<_> = (1..=seed.next(4))
-                    .map(|n| entry(written.len() as u64 + n, term, seed.next(1500) as usize))
+            for _ in 0..dice.below(12) {
+                let entries: Vec<_> = (1..=dice.below(4))
+                    .map(|n| entry(written.len() as u64 + n, term, dice.below(1500) as usize))
                     .collect();
                 written.extend(entries.clone());
-                let sync = seed.next(3) > 0;
+                let sync = dice.below(3) > 0;
                 wal.append(&entries, Some(&state(term, synced as u64)), sync)
                     .unwrap();
                 if sync {
@@ -166,7 +153,7 @@ fn power_cuts_lose_nothing_that_was_synced() {
                 }
             }
             drop(wal);
-            vfs = Arc::new(vfs.crash(seed.next(u64::MAX)));
+            vfs = Arc::new(vfs.crash(dice.roll()));
             let (again, recovered) = open(&vfs, Path::new(DIR)).unwrap();
             wal = again;
             let left = recovered.entries.len();
