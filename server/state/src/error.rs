@@ -130,6 +130,19 @@ errors! {
     TooManyRequests, Unknown, "etcdserver: too many requests";
 }
 
+impl Error {
+    /// What a client is told of an error of the store; `None` when the process must end.
+    pub fn of_store(error: &mvcc::Error) -> Option<Self> {
+        match error {
+            mvcc::Error::Compacted => Some(Self::Compacted),
+            mvcc::Error::FutureRevision => Some(Self::FutureRev),
+            mvcc::Error::LeaseNotFound => Some(Self::LeaseNotFound),
+            mvcc::Error::KeyNotFound => Some(Self::KeyNotFound),
+            mvcc::Error::Engine(_) | mvcc::Error::Damaged(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text())

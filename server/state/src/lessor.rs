@@ -1,0 +1,410 @@
+//! Leases and when they end. What is granted is replicated; deadlines are the leader's alone, in
+//! memory, and start anew with each leader.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use prost::Message;
+use proto::leasepb;
+
+use crate::error::Error;
+
+/// The longest time to live, in seconds.
+pub const MAX_TTL: i64 = 9_000_000_000;
+/// Expired leases that are revoked in one go, at most.
+pub const REVOKES_PER_SCAN: usize = 500;
+/// Leases that may end within one second after a change of leader.
+const EXPIRIES_PER_SECOND: u32 = 750;
+/// Up to so many leases are not spread after a change of leader.
+const SPREAD_FROM: usize = 1000;
+/// How long a proposed revocation may take before it is proposed again.
+const REVOKE_RETRY: Duration = Duration::from_secs(3);
+
+/// What is known of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lease {
+    /// The granted time to live, in seconds.
+    ttl: i64,
+    /// What was left at the last checkpoint, in seconds; 0 without one.
+    remaining_ttl: i64,
+    /// When it ends, on the leader.
+    expiry: Option<Duration>,
+    /// Its place in the queue of expiries.
+    queued: Option<Duration>,
+}
+
+/// What is left of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeToLive {
+    /// The granted time to live, in seconds.
+    pub granted: i64,
+    /// Whole seconds left, rounded down; negative when it has ended.
+    pub remaining: i64,
+}
+
+/// All leases. `now` is time since any fixed origin, always the same one.
+#[derive(Debug, Default)]
+pub struct Lessor {
+    leases: HashMap<i64, Lease>,
+    /// Expiries, soonest first; only on the leader.
+    queue: BTreeSet<(Duration, i64)>,
+    primary: bool,
+    min_ttl: i64,
+}
+
+impl Lessor {
+    /// A lessor that grants no less than `min_ttl` seconds.
+    pub fn new(min_ttl: i64) -> Self {
+        Self {
+            min_ttl,
+            ..Self::default()
+        }
+    }
+
+    /// Takes a lease from its row of the `lease` bucket.
+    ///
+    /// # Errors
+    /// When the row is damaged.
+    pub(crate) fn load(&mut self, row: &[u8]) -> Result<(), String> {
+        let lease = leasepb::Lease::decode(row)
+            .map_err(|error| format!("a row of family lease: {error}"))?;
+        self.leases.insert(
+            lease.id,
+            Lease {
+                ttl: lease.ttl.max(self.min_ttl),
+                remaining_ttl: lease.remaining_ttl,
+                expiry: None,
+                queued: None,
+            },
+        );
+        Ok(())
+    }
+
+    /// Grants a lease and returns the time to live it got, in seconds.
+    ///
+    /// # Errors
+    /// As etcd's: no ID, an ID in use, a time to live beyond [`MAX_TTL`].
+    pub(crate) fn grant(&mut self, id: i64, ttl: i64, now: Duration) -> Result<i64, Error> {
+        if id == 0 {
+            return Err(Error::LeaseNotFound);
+        }
+        if ttl > MAX_TTL {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        if self.leases.contains_key(&id) {
+            return Err(Error::LeaseExist);
+        }
+        let ttl = ttl.max(self.min_ttl);
+        self.leases.insert(
+            id,
+            Lease {
+                ttl,
+                remaining_ttl: 0,
+                expiry: None,
+                queued: None,
+            },
+        );
+        if self.primary {
+            self.refresh(id, now, Duration::ZERO);
+        }
+        Ok(ttl)
+    }
+
+    /// Forgets a lease.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn revoke(&mut self, id: i64) -> Result<(), Error> {
+        let lease = self.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
+        if let Some(at) = lease.queued {
+            self.queue.remove(&(at, id));
+        }
+        Ok(())
+    }
+
+    /// Notes what the leader said was left of a lease. Returns whether there is such a lease.
+    pub(crate) fn checkpoint(&mut self, id: i64, remaining_ttl: i64) -> bool {
+        match self.leases.get_mut(&id) {
+            Some(lease) => {
+                lease.remaining_ttl = remaining_ttl;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The row of a lease.
+    pub(crate) fn row(&self, id: i64) -> Option<Bytes> {
+        let lease = self.leases.get(&id)?;
+        let row = leasepb::Lease {
+            id,
+            ttl: lease.ttl,
+            remaining_ttl: lease.remaining_ttl,
+        };
+        Some(row.encode_to_vec().into())
+    }
+
+    /// Whether there is such a lease.
+    pub fn contains(&self, id: i64) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Whether this member decides when leases end.
+    pub fn is_primary(&self) -> bool {
+        self.primary
+    }
+
+    /// Starts a lease anew; returns its time to live in seconds. `Ok(None)` when it has ended and
+    /// is about to be revoked: its end cannot be taken back, the caller waits for it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn renew(&mut self, id: i64, now: Duration) -> Result<Option<i64>, Error> {
+        let lease = self.leases.get_mut(&id).ok_or(Error::LeaseNotFound)?;
+        if lease.expiry.is_some_and(|expiry| expiry <= now) {
+            return Ok(None);
+        }
+        lease.remaining_ttl = 0;
+        let ttl = lease.ttl;
+        self.refresh(id, now, Duration::ZERO);
+        Ok(Some(ttl))
+    }
+
+    /// What is left of a lease.
+    pub fn time_to_live(&self, id: i64, now: Duration) -> Option<TimeToLive> {
+        let lease = self.leases.get(&id)?;
+        let remaining = match lease.expiry {
+            Some(expiry) if expiry >= now => (expiry - now).as_secs() as i64,
+            // Go rounds a negative duration towards zero; what has ended is reported as -1.
+            Some(_) => -1,
+            None => lease.ttl,
+        };
+        Some(TimeToLive {
+            granted: lease.ttl,
+            remaining,
+        })
+    }
+
+    /// All leases, the one that ends first in front.
+    pub fn ids(&self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.leases.keys().copied().collect();
+        ids.sort_by_key(|id| {
+            let expiry = self.leases.get(id).and_then(|lease| lease.expiry);
+            (expiry.unwrap_or(Duration::MAX), *id)
+        });
+        ids
+    }
+
+    /// Leases that have ended, at most `limit`. Each comes again when it has not been revoked
+    /// after a while.
+    pub fn expired(&mut self, now: Duration, limit: usize) -> Vec<i64> {
+        let mut ended = Vec::new();
+        while ended.len() < limit {
+            match self.queue.first() {
+                Some(&(at, id)) if at <= now => {
+                    self.enqueue(id, now + REVOKE_RETRY);
+                    ended.push(id);
+                }
+                _ => break,
+            }
+        }
+        ended
+    }
+
+    /// This member now leads: every lease lives for its whole time again, and `extend` longer.
+    /// When many would end together, they are spread.
+    pub fn promote(&mut self, now: Duration, extend: Duration) {
+        self.primary = true;
+        let ids: Vec<i64> = self.leases.keys().copied().collect();
+        for id in ids {
+            self.refresh(id, now, extend);
+        }
+        if self.leases.len() >= SPREAD_FROM {
+            self.spread(now, extend);
+        }
+    }
+
+    /// This member no longer leads: nothing ends by its clock.
+    pub fn demote(&mut self) {
+        self.primary = false;
+        self.queue.clear();
+        for lease in self.leases.values_mut() {
+            lease.expiry = None;
+            lease.queued = None;
+        }
+    }
+
+    /// The clock stood still for `pause` while leases could not be renewed: they get it back.
+    pub fn forgive(&mut self, pause: Duration) {
+        let queue = std::mem::take(&mut self.queue);
+        for (at, id) in queue {
+            if let Some(lease) = self.leases.get_mut(&id) {
+                lease.expiry = lease.expiry.map(|expiry| expiry + pause);
+                lease.queued = Some(at + pause);
+                self.queue.insert((at + pause, id));
+            }
+        }
+    }
+
+    fn refresh(&mut self, id: i64, now: Duration, extend: Duration) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            let ttl = match lease.remaining_ttl {
+                0 => lease.ttl,
+                remaining => remaining,
+            };
+            let expiry = now + extend + Duration::from_secs(ttl.max(0) as u64);
+            lease.expiry = Some(expiry);
+            self.enqueue(id, expiry);
+        }
+    }
+
+    fn enqueue(&mut self, id: i64, at: Duration) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            if let Some(old) = lease.queued.replace(at) {
+                self.queue.remove(&(old, id));
+            }
+            self.queue.insert((at, id));
+        }
+    }
+
+    /// Lets at most [`EXPIRIES_PER_SECOND`] leases end within a second.
+    fn spread(&mut self, now: Duration, extend: Duration) {
+        let remaining = |lessor: &Self, id: i64| {
+            let lease = lessor.leases.get(&id);
+            let expiry = lease.and_then(|lease| lease.expiry).unwrap_or(now);
+            expiry.saturating_sub(now)
+        };
+        let ids = self.ids();
+        let Some(first) = ids.first() else { return };
+        let mut base = remaining(self, *first);
+        let mut next = base + Duration::from_secs(1);
+        let mut expires = 0;
+        for id in ids {
+            let left = remaining(self, id);
+            if left > next {
+                base = left;
+                next = base + Duration::from_secs(1);
+                expires = 1;
+                continue;
+            }
+            expires += 1;
+            if expires <= EXPIRIES_PER_SECOND {
+                continue;
+            }
+            let rate = Duration::from_secs(1) * expires / EXPIRIES_PER_SECOND;
+            let delay = rate.saturating_sub(left - base);
+            next = base + delay;
+            self.refresh(id, now, delay + extend);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn leader() -> Lessor {
+        let mut lessor = Lessor::new(2);
+        lessor.promote(at(0), at(1));
+        lessor
+    }
+
+    #[test]
+    fn grants_follow_etcds_rules() {
+        let mut lessor = leader();
+        assert_eq!(lessor.grant(0, 5, at(0)), Err(Error::LeaseNotFound));
+        assert_eq!(
+            lessor.grant(1, MAX_TTL + 1, at(0)),
+            Err(Error::LeaseTtlTooLarge)
+        );
+        assert_eq!(lessor.grant(1, 0, at(0)), Ok(2));
+        assert_eq!(lessor.grant(1, 5, at(0)), Err(Error::LeaseExist));
+        assert_eq!(lessor.grant(2, MAX_TTL, at(0)), Ok(MAX_TTL));
+        assert_eq!(lessor.revoke(3), Err(Error::LeaseNotFound));
+        assert_eq!(lessor.revoke(1), Ok(()));
+        assert_eq!(lessor.ids(), [2]);
+    }
+
+    #[test]
+    fn a_lease_ends_in_time_and_is_named_again_until_it_is_revoked() {
+        let mut lessor = leader();
+        lessor.grant(1, 5, at(0)).unwrap();
+        lessor.grant(2, 10, at(0)).unwrap();
+        assert!(lessor.expired(at(4), 9).is_empty());
+        assert_eq!(lessor.renew(2, at(4)), Ok(Some(10)));
+        assert_eq!(lessor.expired(at(5), 9), [1]);
+        assert_eq!(lessor.renew(1, at(5)), Ok(None));
+        assert!(lessor.expired(at(6), 9).is_empty());
+        assert_eq!(lessor.expired(at(8), 9), [1]);
+        lessor.revoke(1).unwrap();
+        assert_eq!(lessor.renew(1, at(8)), Err(Error::LeaseNotFound));
+        assert!(lessor.expired(at(13), 9).is_empty());
+        assert_eq!(lessor.expired(at(14), 9), [2]);
+    }
+
+    #[test]
+    fn a_new_leader_gives_every_lease_its_whole_time() {
+        let mut lessor = leader();
+        lessor.grant(1, 5, at(0)).unwrap();
+        lessor.demote();
+        assert!(lessor.expired(at(100), 9).is_empty());
+        assert_eq!(lessor.time_to_live(1, at(100)).unwrap().remaining, 5);
+        lessor.promote(at(100), at(1));
+        assert_eq!(lessor.time_to_live(1, at(100)).unwrap().remaining, 6);
+        assert!(lessor.checkpoint(1, 3));
+        lessor.promote(at(100), at(1));
+        assert!(lessor.expired(at(103), 9).is_empty());
+        assert_eq!(lessor.expired(at(104), 9), [1]);
+        assert_eq!(lessor.time_to_live(2, at(0)), None);
+    }
+
+    #[test]
+    fn a_pause_is_given_back() {
+        let mut lessor = leader();
+        lessor.grant(1, 5, at(0)).unwrap();
+        lessor.forgive(at(60));
+        assert!(lessor.expired(at(64), 9).is_empty());
+        assert_eq!(lessor.renew(1, at(64)), Ok(Some(5)));
+    }
+
+    #[test]
+    fn many_leases_end_spread_after_a_change_of_leader() {
+        let mut lessor = Lessor::new(2);
+        for id in 1..=5000 {
+            lessor.grant(id, 10, at(0)).unwrap();
+        }
+        lessor.promote(at(0), at(0));
+        let soon = lessor.expired(at(11), usize::MAX).len();
+        assert!(soon < 2500, "{soon}");
+        assert_eq!(lessor.expired(at(60), usize::MAX).len(), 5000);
+    }
+
+    #[test]
+    fn a_row_is_read_as_it_was_written() {
+        let mut lessor = leader();
+        lessor.grant(-7, 60, at(0)).unwrap();
+        lessor.checkpoint(-7, 30);
+        let row = lessor.row(-7).unwrap();
+        let mut other = Lessor::new(2);
+        other.load(&row).unwrap();
+        assert_eq!(other.row(-7), Some(row));
+        assert!(other.load(b"\xff").is_err());
+    }
+}
