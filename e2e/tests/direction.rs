@@ -24,6 +24,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("mvcc", Core, &["proto"]),
     ("state", Core, &["proto", "mvcc"]),
     ("wal", Core, &["proto"]),
+    ("watch", Core, &["proto", "mvcc"]),
     ("engine", Edge, &["mvcc"]),
     ("api", Edge, &["proto", "state"]),
     ("e2e", Edge, &[]),

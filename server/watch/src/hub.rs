@@ -1,0 +1,550 @@
+//! The hub itself. All of its calls are short and none waits; the server holds a lock around it.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use mvcc::RevisionEvents;
+use prost::Message;
+use proto::{
+    etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse},
+    mvccpb,
+};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    index::Index,
+    watcher::{Keys, Watcher, WatcherKey},
+};
+
+/// Bytes of events that may wait in a stream. Beyond that its watchers fall back to history, so a
+/// slow reader holds no more memory than this, plus one batch.
+const STREAM_BYTES: usize = 4 << 20;
+/// Responses without events that may wait in a stream; a client that asks on and reads nothing is
+/// cut off.
+const STREAM_RESPONSES: usize = 100_000;
+/// A watch ID that means no watcher, or all of the stream.
+const NO_WATCHER: i64 = -1;
+
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+
+/// Names a stream in the hub; never used twice.
+pub type StreamId = u64;
+
+/// The past, as catch-up reads it.
+pub trait History {
+    /// The newest revision in it.
+    fn revision(&self) -> i64;
+    /// The oldest revision that can be read; -1 before the first compaction.
+    fn compact_revision(&self) -> i64;
+    /// Whole revisions from `from` on, at least one if there is one, about `max_bytes` of them.
+    ///
+    /// # Errors
+    /// When `from` is compacted, or the store fails.
+    fn read(&self, from: i64, max_bytes: usize) -> Result<Vec<RevisionEvents>, mvcc::Error>;
+}
+
+impl<S: mvcc::Read> History for mvcc::View<S> {
+    fn revision(&self) -> i64 {
+        Self::revision(self)
+    }
+
+    fn compact_revision(&self) -> i64 {
+        Self::compact_revision(self)
+    }
+
+    fn read(&self, from: i64, max_bytes: usize) -> Result<Vec<RevisionEvents>, mvcc::Error> {
+        self.history(from, max_bytes)
+    }
+}
+
+/// What dashboards show of the hub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Open streams.
+    pub streams: usize,
+    /// Watchers.
+    pub watchers: usize,
+    /// Watchers that read history.
+    pub slow_watchers: usize,
+    /// Events sent since the start.
+    pub events: u64,
+    /// Events that wait in streams.
+    pub pending_events: usize,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    watchers: FxHashMap<i64, WatcherKey>,
+    next_id: i64,
+    queue: VecDeque<WatchResponse>,
+    /// Bytes of the events in the queue.
+    bytes: usize,
+    ended: bool,
+}
+
+impl Stream {
+    fn is_full(&self) -> bool {
+        self.bytes >= STREAM_BYTES
+    }
+
+    fn push(&mut self, response: WatchResponse) {
+        self.bytes += event_bytes(&response);
+        self.queue.push_back(response);
+        self.ended |= self.queue.len() > STREAM_RESPONSES;
+    }
+}
+
+/// All streams and watchers of a member.
+#[derive(Debug)]
+pub struct Hub {
+    /// The last revision that was published.
+    revision: i64,
+    /// A response of a watcher that asked for fragments is cut to about this many bytes.
+    fragment_bytes: usize,
+    streams: FxHashMap<StreamId, Stream>,
+    watchers: FxHashMap<WatcherKey, Watcher>,
+    /// Synced watchers.
+    index: Index,
+    /// The others, by the revision that they read next.
+    unsynced: BTreeSet<(i64, WatcherKey)>,
+    next_key: u64,
+    events: u64,
+}
+
+impl Hub {
+    /// A hub at a revision.
+    pub fn new(revision: i64, fragment_bytes: usize) -> Self {
+        Self {
+            revision,
+            fragment_bytes,
+            streams: FxHashMap::default(),
+            watchers: FxHashMap::default(),
+            index: Index::default(),
+            unsynced: BTreeSet::new(),
+            next_key: 0,
+            events: 0,
+        }
+    }
+
+    /// Opens a stream.
+    pub fn open_stream(&mut self) -> StreamId {
+        self.next_key += 1;
+        self.streams.insert(self.next_key, Stream::default());
+        self.next_key
+    }
+
+    /// Closes a stream with all its watchers.
+    pub fn close_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.remove(&id) else {
+            return;
+        };
+        for key in stream.watchers.into_values() {
+            self.forget(key);
+        }
+    }
+
+    /// Makes a watcher; the answer, also a refusal, is queued in the stream.
+    pub fn create(&mut self, stream_id: StreamId, r: &WatchCreateRequest) {
+        let header = header(self.revision);
+        let Some(stream) = self.streams.get_mut(&stream_id) else {
+            return;
+        };
+        let keys = match refusal(stream, r) {
+            Ok(keys) => keys,
+            Err(reason) => {
+                stream.push(WatchResponse {
+                    header,
+                    watch_id: NO_WATCHER,
+                    created: true,
+                    canceled: true,
+                    cancel_reason: reason.to_owned(),
+                    ..WatchResponse::default()
+                });
+                return;
+            }
+        };
+        let id = match r.watch_id {
+            0 => {
+                while stream.watchers.contains_key(&stream.next_id) {
+                    stream.next_id += 1;
+                }
+                stream.next_id += 1;
+                stream.next_id - 1
+            }
+            id => id,
+        };
+        let mut watcher = Watcher::new(stream_id, id, keys, r);
+        watcher.synced = r.start_revision == 0 || r.start_revision > self.revision;
+        watcher.next = match r.start_revision {
+            0 => self.revision + 1,
+            start => start,
+        };
+        stream.push(WatchResponse {
+            header,
+            watch_id: id,
+            created: true,
+            ..WatchResponse::default()
+        });
+        self.next_key += 1;
+        let key = self.next_key;
+        stream.watchers.insert(id, key);
+        match watcher.synced {
+            true => self.index.insert(key, &watcher.keys),
+            false => {
+                self.unsynced.insert((watcher.next, key));
+            }
+        }
+        self.watchers.insert(key, watcher);
+    }
+
+    /// Ends a watcher; an unknown one is ignored, as in etcd.
+    pub fn cancel(&mut self, stream: StreamId, watch_id: i64) {
+        let revision = self.revision;
+        let Some(stream) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        let Some(key) = stream.watchers.remove(&watch_id) else {
+            return;
+        };
+        stream.push(WatchResponse {
+            header: header(revision),
+            watch_id,
+            canceled: true,
+            ..WatchResponse::default()
+        });
+        self.forget(key);
+    }
+
+    /// Queues one progress response for the whole stream, if all its watchers have every event so
+    /// far; otherwise nothing.
+    pub fn request_progress(&mut self, stream: StreamId) {
+        let revision = self.revision;
+        let Some(stream) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        let mut keys = stream.watchers.values();
+        let watchers = &self.watchers;
+        let has_all = |key| watchers.get(key).is_some_and(|w| w.has_all(revision));
+        if !stream.watchers.is_empty() && keys.all(has_all) {
+            stream.push(WatchResponse {
+                header: header(revision),
+                watch_id: NO_WATCHER,
+                ..WatchResponse::default()
+            });
+        }
+    }
+
+    /// Queues a progress response for every watcher that asked for them, has every event so far
+    /// and got none since the last tick. Returns the streams that have something to send.
+    pub fn progress_tick(&mut self) -> Vec<StreamId> {
+        let mut wake = BTreeSet::new();
+        for watcher in self.watchers.values_mut() {
+            if !watcher.progress_notify {
+                continue;
+            }
+            let notify = watcher.quiet && watcher.has_all(self.revision);
+            watcher.quiet = true;
+            if let Some(stream) = self.streams.get_mut(&watcher.stream)
+                && notify
+            {
+                stream.push(WatchResponse {
+                    header: header(self.revision),
+                    watch_id: watcher.id,
+                    ..WatchResponse::default()
+                });
+                wake.insert(watcher.stream);
+            }
+        }
+        wake.into_iter().collect()
+    }
+
+    /// Takes the events of an applied batch, which go on where the last batch ended, and the
+    /// revision after it. Returns the streams that have something to send.
+    pub fn publish(&mut self, events: &[RevisionEvents], revision: i64) -> Vec<StreamId> {
+        // One response for each watcher, whatever the batch holds for it.
+        let mut matched: FxHashMap<WatcherKey, Vec<mvccpb::Event>> = FxHashMap::default();
+        let watchers = &self.watchers;
+        for of in events {
+            for event in &of.events {
+                self.index.find(&event.key, |key| {
+                    let Some(watcher) = watchers.get(&key) else {
+                        return;
+                    };
+                    if of.revision < watcher.next {
+                        return;
+                    }
+                    if let Some(event) = watcher.event(event) {
+                        matched.entry(key).or_default().push(event);
+                    }
+                });
+            }
+        }
+        let first = events.first().map_or(revision, |events| events.revision);
+        self.revision = self.revision.max(revision);
+        let mut wake = BTreeSet::new();
+        for (key, events) in matched {
+            let Some(stream) = self.watchers.get(&key).map(|watcher| watcher.stream) else {
+                continue;
+            };
+            let full = self.streams.get(&stream).is_none_or(Stream::is_full);
+            if full {
+                self.fall_behind(key, first);
+            } else {
+                self.deliver(key, events, revision);
+                wake.insert(stream);
+            }
+        }
+        wake.into_iter().collect()
+    }
+
+    /// Whether any watcher could read history now.
+    pub fn is_behind(&self) -> bool {
+        self.readable().is_some()
+    }
+
+    /// Reads one piece of history for the watchers that are furthest behind and whose streams
+    /// have room. Returns the streams that have something to send.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn catch_up(
+        &mut self,
+        history: &dyn History,
+        max_bytes: usize,
+    ) -> Result<Vec<StreamId>, mvcc::Error> {
+        let mut wake = BTreeSet::new();
+        let Some((from, _)) = self.readable() else {
+            return Ok(Vec::new());
+        };
+        let compacted = history.compact_revision();
+        if from < compacted {
+            self.cancel_compacted(compacted, &mut wake);
+            return Ok(wake.into_iter().collect());
+        }
+        if from > history.revision() {
+            // The view is older than what this watcher knows of; the next one will do.
+            return Ok(Vec::new());
+        }
+        let events = history.read(from, max_bytes)?;
+        let until = match events.last() {
+            Some(last) if last.revision < history.revision() => last.revision,
+            // No row behind the last one, or none at all: history is read to its end.
+            _ => history.revision(),
+        };
+        let readers: Vec<(i64, WatcherKey)> = self
+            .unsynced
+            .range(..(until + 1, 0))
+            .copied()
+            .filter(|at| self.has_room(at.1))
+            .collect();
+        for (next, key) in readers {
+            let Some(watcher) = self.watchers.get(&key) else {
+                continue;
+            };
+            let mut found = Vec::new();
+            for of in events.iter().filter(|of| of.revision >= next) {
+                let of = of.events.iter();
+                let wanted = of.filter(|event| watcher.keys.contain(&event.key));
+                found.extend(wanted.filter_map(|event| watcher.event(event)));
+            }
+            if !found.is_empty() {
+                wake.insert(watcher.stream);
+                self.deliver(key, found, self.revision.max(until));
+            }
+            self.caught_up(key, until + 1);
+        }
+        Ok(wake.into_iter().collect())
+    }
+
+    /// Takes waiting responses, about `max_bytes` of them and at least one if there is one.
+    /// `None` when the stream is closed or cut off.
+    pub fn take(&mut self, stream: StreamId, max_bytes: usize) -> Option<Vec<WatchResponse>> {
+        let stream = self.streams.get_mut(&stream)?;
+        if stream.ended {
+            return None;
+        }
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(response) = stream.queue.pop_front() {
+            let size = event_bytes(&response);
+            stream.bytes -= size;
+            bytes += size;
+            self.events += response.events.len() as u64;
+            taken.push(response);
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Some(taken)
+    }
+
+    /// What dashboards show.
+    pub fn gauges(&self) -> Gauges {
+        let queued = self.streams.values().flat_map(|stream| &stream.queue);
+        Gauges {
+            streams: self.streams.len(),
+            watchers: self.watchers.len(),
+            slow_watchers: self.unsynced.len(),
+            events: self.events,
+            pending_events: queued.map(|response| response.events.len()).sum(),
+        }
+    }
+
+    fn has_room(&self, key: WatcherKey) -> bool {
+        let stream = self.watchers.get(&key).map(|watcher| watcher.stream);
+        let stream = stream.and_then(|stream| self.streams.get(&stream));
+        stream.is_some_and(|stream| !stream.is_full())
+    }
+
+    /// The watcher furthest behind that has room.
+    fn readable(&self) -> Option<(i64, WatcherKey)> {
+        let mut unsynced = self.unsynced.iter().copied();
+        unsynced.find(|(_, key)| self.has_room(*key))
+    }
+
+    fn deliver(&mut self, key: WatcherKey, events: Vec<mvccpb::Event>, revision: i64) {
+        let Some(watcher) = self.watchers.get_mut(&key) else {
+            return;
+        };
+        watcher.quiet = false;
+        let Some(stream) = self.streams.get_mut(&watcher.stream) else {
+            return;
+        };
+        let response = WatchResponse {
+            header: header(revision),
+            watch_id: watcher.id,
+            events,
+            ..WatchResponse::default()
+        };
+        if watcher.fragment {
+            for part in fragments(response, self.fragment_bytes) {
+                stream.push(part);
+            }
+        } else {
+            stream.push(response);
+        }
+    }
+
+    /// Turns a watcher to history from a revision on.
+    fn fall_behind(&mut self, key: WatcherKey, from: i64) {
+        if let Some(watcher) = self.watchers.get_mut(&key) {
+            watcher.synced = false;
+            watcher.next = watcher.next.max(from);
+            self.index.remove(key, &watcher.keys);
+            self.unsynced.insert((watcher.next, key));
+        }
+    }
+
+    /// Notes that an unsynced watcher has everything before `next`.
+    fn caught_up(&mut self, key: WatcherKey, next: i64) {
+        if let Some(watcher) = self.watchers.get_mut(&key) {
+            self.unsynced.remove(&(watcher.next, key));
+            watcher.next = watcher.next.max(next);
+            if watcher.next > self.revision {
+                watcher.synced = true;
+                self.index.insert(key, &watcher.keys);
+            } else {
+                self.unsynced.insert((watcher.next, key));
+            }
+        }
+    }
+
+    fn cancel_compacted(&mut self, compacted: i64, wake: &mut BTreeSet<StreamId>) {
+        let gone: Vec<(i64, WatcherKey)> = self.unsynced.range(..(compacted, 0)).copied().collect();
+        for (_, key) in gone {
+            if let Some(watcher) = self.watchers.get(&key)
+                && let Some(stream) = self.streams.get_mut(&watcher.stream)
+            {
+                stream.watchers.remove(&watcher.id);
+                stream.push(WatchResponse {
+                    header: header(self.revision),
+                    watch_id: watcher.id,
+                    canceled: true,
+                    compact_revision: compacted,
+                    ..WatchResponse::default()
+                });
+                wake.insert(watcher.stream);
+            }
+            self.forget(key);
+        }
+    }
+
+    /// Drops a watcher; its stream has no place for it any more.
+    fn forget(&mut self, key: WatcherKey) {
+        if let Some(watcher) = self.watchers.remove(&key) {
+            match watcher.synced {
+                true => self.index.remove(key, &watcher.keys),
+                false => {
+                    self.unsynced.remove(&(watcher.next, key));
+                }
+            }
+        }
+    }
+}
+
+impl Watcher {
+    /// Whether it was sent every event up to the revision, and began before it.
+    fn has_all(&self, revision: i64) -> bool {
+        self.synced && self.next <= revision + 1
+    }
+}
+
+/// What a request watches, or why it is refused.
+fn refusal(stream: &Stream, r: &WatchCreateRequest) -> Result<Keys, &'static str> {
+    if r.start_revision < 0 {
+        return Err(COMPACTED);
+    }
+    let keys = Keys::of(r).ok_or(EMPTY_RANGE)?;
+    if r.watch_id != 0 && stream.watchers.contains_key(&r.watch_id) {
+        return Err(DUPLICATE_ID);
+    }
+    Ok(keys)
+}
+
+fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader {
+        revision,
+        ..ResponseHeader::default()
+    })
+}
+
+fn event_bytes(response: &WatchResponse) -> usize {
+    let events = response.events.iter();
+    let kvs = events.flat_map(|event| event.kv.iter().chain(&event.prev_kv));
+    kvs.map(|kv| kv.key.len() + kv.value.len() + size_of::<mvccpb::KeyValue>())
+        .sum()
+}
+
+/// Cuts a response so that each part but single events stays below `max_bytes`; all but the last
+/// part say that more follows.
+fn fragments(response: WatchResponse, max_bytes: usize) -> Vec<WatchResponse> {
+    if response.encoded_len() < max_bytes || response.events.len() < 2 {
+        return vec![response];
+    }
+    let head = WatchResponse {
+        events: Vec::new(),
+        fragment: true,
+        ..response.clone()
+    };
+    let head_bytes = head.encoded_len();
+    let mut parts = vec![head.clone()];
+    let mut bytes = head_bytes;
+    for event in response.events {
+        let length = event.encoded_len();
+        let size = 1 + prost::length_delimiter_len(length) + length;
+        let begins = parts.last().is_some_and(|part| !part.events.is_empty());
+        if begins && bytes + size >= max_bytes {
+            parts.push(head.clone());
+            bytes = head_bytes;
+        }
+        bytes += size;
+        if let Some(part) = parts.last_mut() {
+            part.events.push(event);
+        }
+    }
+    if let Some(last) = parts.last_mut() {
+        last.fragment = false;
+    }
+    parts
+}
