@@ -4,11 +4,11 @@
 use std::{future::Future, time::Duration};
 
 use proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
-    DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
-    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, StatusResponse, TxnRequest, TxnResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse,
+    DeleteRangeRequest, DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse, TxnRequest, TxnResponse,
     WatchCreateRequest, WatchResponse,
 };
 use state::Error;
@@ -77,6 +77,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn limits(&self) -> Limits;
     /// The versions to show.
     fn versions(&self) -> Versions;
+    /// The alarms that are raised, from local state.
+    fn alarms(&self) -> Vec<AlarmMember>;
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 

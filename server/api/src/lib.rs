@@ -1,13 +1,89 @@
 //! The client edge: gRPC services and HTTP endpoints.
 //!
-//! Owns: what clients see of the server, and the [`Backend`] that it asks for everything else.
+//! Owns: what clients see of the server: the static checks of requests, etcd's errors as gRPC
+//! statuses, response headers, streams, health and metrics over HTTP; and the [`Backend`] that it
+//! asks for everything else.
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: the gRPC services, the request checks, and the HTTP endpoints.
+//! Not here yet: users and roles, locks and elections, snapshots, downgrades, RangeStream and the
+//! JSON gateway. Calls of these are answered UNIMPLEMENTED.
 //!
-//! Start reading in `backend.rs`.
+//! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod backend;
+mod checks;
+mod cluster;
+mod endpoints;
+mod gate;
+mod kv;
+mod lease;
+mod maintenance;
+mod sizes;
+mod status;
+mod stream;
+mod watch;
+
+use axum::{Router, extract::Request, response::IntoResponse};
+use http::{HeaderValue, StatusCode, header};
+use proto::etcdserverpb::{
+    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+};
+use tonic::{Status, service::Routes};
 
 pub use backend::Backend;
+
+/// What a request may be longer than `max_request_bytes`: its frame and its metadata, as in etcd.
+const REQUEST_OVERHEAD: usize = 512 << 10;
+/// The longest response, as in etcd.
+const MAX_RESPONSE_BYTES: usize = i32::MAX as usize;
+
+/// All services and endpoints of a client port.
+pub fn router<B: Backend>(backend: B) -> Router {
+    let decoding = backend.limits().max_request_bytes + REQUEST_OVERHEAD;
+    macro_rules! limited {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(decoding)
+                .max_encoding_message_size(MAX_RESPONSE_BYTES)
+        };
+    }
+    let (_, health) = tonic_health::server::health_reporter();
+    let mut routes = Routes::builder();
+    routes
+        .add_service(limited!(KvServer, kv::KvService(backend.clone())))
+        .add_service(limited!(WatchServer, watch::WatchService(backend.clone())))
+        .add_service(limited!(LeaseServer, lease::LeaseService(backend.clone())))
+        .add_service(limited!(
+            ClusterServer,
+            cluster::ClusterService(backend.clone())
+        ))
+        .add_service(limited!(
+            MaintenanceServer,
+            maintenance::MaintenanceService(backend.clone())
+        ))
+        .add_service(health);
+    let services = routes.routes().into_axum_router().reset_fallback();
+    let services = services.layer(axum::middleware::map_response(sizes::in_gos_words));
+    services.merge(endpoints::client(backend)).fallback(unknown)
+}
+
+/// The endpoints of a port for metrics and probes.
+pub fn metrics_router<B: Backend>(backend: B) -> Router {
+    endpoints::metrics(backend).fallback(unknown)
+}
+
+/// What is asked for is not there: in gRPC's way for gRPC calls.
+async fn unknown(request: Request) -> axum::response::Response {
+    let grpc = HeaderValue::from_static("application/grpc");
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind.as_bytes().starts_with(grpc.as_bytes())) {
+        let service = request.uri().path().trim_start_matches('/');
+        let service = service.split('/').next().unwrap_or_default();
+        return Status::unimplemented(format!("unknown service {service}")).into_http();
+    }
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+}

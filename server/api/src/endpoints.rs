@@ -1,0 +1,238 @@
+//! The HTTP endpoints: health in etcd's three forms, the version, the metrics.
+
+use std::collections::HashSet;
+
+use axum::{
+    Router,
+    extract::{Path, RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderName, StatusCode, header};
+use proto::etcdserverpb::{AlarmType, RangeRequest};
+use serde_json::json;
+
+use crate::Backend;
+
+/// What Prometheus' text format calls itself.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The endpoints of a listener for metrics: health and metrics, nothing else.
+pub(crate) fn metrics<B: Backend>(backend: B) -> Router {
+    Router::new()
+        .route("/health", get(health::<B>))
+        .route("/livez", get(livez::<B>))
+        .route("/livez/{check}", get(livez_check::<B>))
+        .route("/readyz", get(readyz::<B>))
+        .route("/readyz/{check}", get(readyz_check::<B>))
+        .route("/metrics", get(show_metrics::<B>))
+        .with_state(backend)
+}
+
+/// The endpoints of a client port.
+pub(crate) fn client<B: Backend>(backend: B) -> Router {
+    let version = Router::new()
+        .route("/version", get(version::<B>))
+        .with_state(backend.clone());
+    metrics(backend).merge(version)
+}
+
+async fn show_metrics<B: Backend>(State(backend): State<B>) -> Response {
+    let metrics = backend.metrics();
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics).into_response()
+}
+
+async fn version<B: Backend>(State(backend): State<B>) -> Response {
+    let versions = backend.versions();
+    let cluster = versions.cluster.as_deref().unwrap_or("not_decided");
+    let mut json = json!({ "etcdserver": versions.server, "etcdcluster": cluster });
+    json["storage"] = json!(versions.storage.unwrap_or_default());
+    let json = json.to_string();
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+}
+
+/// A query in parts; a key may come more than once.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn of(raw: RawQuery) -> Self {
+        let raw = raw.0.unwrap_or_default();
+        Self(
+            url::form_urlencoded::parse(raw.as_bytes())
+                .into_owned()
+                .collect(),
+        )
+    }
+
+    fn all(&self, key: &str) -> HashSet<&str> {
+        let of = self.0.iter().filter(|(name, _)| name == key);
+        of.map(|(_, value)| value.as_str()).collect()
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == key)
+    }
+}
+
+async fn health<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
+    let query = Query::of(query);
+    let serializable = query.0.iter().find(|(name, _)| name == "serializable");
+    let serializable = serializable.is_some_and(|(_, value)| value == "true");
+    let reason = unhealthy(&backend, &query.all("exclude"), serializable).await;
+    let (status, health) = match reason {
+        None => (StatusCode::OK, "true"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
+    };
+    // The order of etcd's fields, which some probes compare as text.
+    let reason = json!(reason.unwrap_or_default());
+    let mut body = format!("{{\"health\":\"{health}\",\"reason\":{reason}}}");
+    if status != StatusCode::OK {
+        // Go's http.Error ends the line.
+        body.push('\n');
+    }
+    (status, [(header::CONTENT_TYPE, TEXT)], body).into_response()
+}
+
+async fn unhealthy<B: Backend>(
+    backend: &B,
+    excluded: &HashSet<&str>,
+    serializable: bool,
+) -> Option<String> {
+    for alarm in backend.alarms() {
+        let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |of| of.as_str_name());
+        if !excluded.contains(name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if !serializable && backend.standing().leader == 0 {
+        return Some("RAFT NO LEADER".to_owned());
+    }
+    let read = read(backend, serializable).await;
+    read.err().map(|error| format!("RANGE ERROR:{error}"))
+}
+
+/// The cheapest read there is.
+async fn read<B: Backend>(backend: &B, serializable: bool) -> Result<(), state::Error> {
+    let request = RangeRequest {
+        keys_only: true,
+        limit: 1,
+        serializable,
+        ..RangeRequest::default()
+    };
+    backend.range(request).await.map(|_| ())
+}
+
+/// What a probe looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    SerializableRead,
+    LinearizableRead,
+    NonLearner,
+}
+
+const LIVEZ: &[Check] = &[Check::SerializableRead];
+const READYZ: &[Check] = &[
+    Check::DataCorruption,
+    Check::SerializableRead,
+    Check::LinearizableRead,
+    Check::NonLearner,
+];
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::DataCorruption => "data_corruption",
+            Self::SerializableRead => "serializable_read",
+            Self::LinearizableRead => "linearizable_read",
+            Self::NonLearner => "non_learner",
+        }
+    }
+
+    async fn run<B: Backend>(self, backend: &B) -> Result<(), String> {
+        match self {
+            Self::DataCorruption => {
+                let corrupt = AlarmType::Corrupt as i32;
+                match backend.alarms().iter().any(|alarm| alarm.alarm == corrupt) {
+                    true => Err("alarm activated: CORRUPT".to_owned()),
+                    false => Ok(()),
+                }
+            }
+            Self::SerializableRead => read(backend, true).await.map_err(|e| e.to_string()),
+            Self::LinearizableRead => read(backend, false).await.map_err(|e| e.to_string()),
+            Self::NonLearner => match backend.standing().is_learner {
+                true => Err("not supported for learner".to_owned()),
+                false => Ok(()),
+            },
+        }
+    }
+}
+
+async fn livez<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
+    probe(&backend, LIVEZ, Query::of(query)).await
+}
+
+async fn readyz<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
+    probe(&backend, READYZ, Query::of(query)).await
+}
+
+async fn livez_check<B: Backend>(
+    State(backend): State<B>,
+    Path(check): Path<String>,
+    query: RawQuery,
+) -> Response {
+    probe_one(&backend, LIVEZ, &check, Query::of(query)).await
+}
+
+async fn readyz_check<B: Backend>(
+    State(backend): State<B>,
+    Path(check): Path<String>,
+    query: RawQuery,
+) -> Response {
+    probe_one(&backend, READYZ, &check, Query::of(query)).await
+}
+
+async fn probe_one<B: Backend>(
+    backend: &B,
+    checks: &[Check],
+    name: &str,
+    query: Query,
+) -> Response {
+    match checks.iter().find(|check| check.name() == name) {
+        Some(check) => probe(backend, &[*check], query).await,
+        None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
+    }
+}
+
+async fn probe<B: Backend>(backend: &B, checks: &[Check], query: Query) -> Response {
+    let excluded = query.all("exclude");
+    let mut lines = String::new();
+    let mut failed = false;
+    for check in checks {
+        let name = check.name();
+        if excluded.contains(name) {
+            continue;
+        }
+        match check.run(backend).await {
+            Ok(()) => lines += &format!("[+]{name} ok\n"),
+            Err(error) => {
+                failed = true;
+                lines += &format!("[-]{name} failed: {error}\n");
+            }
+        }
+    }
+    let headers = [
+        (header::CONTENT_TYPE, TEXT),
+        (HeaderName::from_static("x-content-type-options"), "nosniff"),
+    ];
+    if failed {
+        // Go's http.Error ends the line once more.
+        lines.push('\n');
+        return (StatusCode::SERVICE_UNAVAILABLE, headers, lines).into_response();
+    }
+    if !query.has("verbose") {
+        lines.clear();
+    }
+    (StatusCode::OK, headers, lines + "ok\n").into_response()
+}

@@ -1,0 +1,78 @@
+//! The KV service.
+
+use proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
+    kv_server::Kv,
+};
+use tonic::{Request, Response, Status};
+
+use crate::{Backend, checks, gate, status};
+
+pub(crate) struct KvService<B>(pub B);
+
+#[tonic::async_trait]
+impl<B: Backend> Kv for KvService<B> {
+    async fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let serializable = request.get_ref().serializable;
+        gate::pass(&self.0, request.metadata(), serializable)?;
+        let request = request.into_inner();
+        checks::range(&request).map_err(status::of)?;
+        let mut response = self.0.range(request).await.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        _request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(status::not_yet("RangeStream; use Range"))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
+        let request = request.into_inner();
+        checks::put(&request).map_err(status::of)?;
+        let mut response = self.0.put(request).await.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
+        let request = request.into_inner();
+        checks::delete_range(&request).map_err(status::of)?;
+        let mut response = self.0.delete_range(request).await.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
+        let request = request.into_inner();
+        checks::txn(&request, self.0.limits().max_txn_ops).map_err(status::of)?;
+        let mut response = self.0.txn(request).await.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
+        let response = self.0.compact(request.into_inner()).await;
+        let mut response = response.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+}
