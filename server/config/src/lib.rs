@@ -1,0 +1,385 @@
+//! etcd's flags, environment and config file, as a struct.
+//!
+//! Owns: every flag of etcd 3.7 with its default, Go's way to write flags and values, which
+//! source wins, and the checks that need nothing but the values. Go's single dash before long
+//! names is why no command-line library does this.
+//!
+//! Must never know: files (the caller reads them), sockets, or what a value is used for.
+//!
+//! Start reading in `flags.rs`, the table, then [`parse`].
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod flags;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+pub use flags::{Effect, FLAGS, Flag, Kind};
+pub use url::Url;
+
+/// The longest election timeout, in milliseconds.
+const MAX_ELECTION_MS: u64 = 50_000;
+
+/// Why there is nothing to run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The command line is not understood: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The values are no configuration: exit code 1.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// To run a server.
+    Run(Box<Config>),
+    /// To say the version.
+    Version,
+    /// To say what flags there are.
+    Help,
+}
+
+/// How a server runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// This member's name.
+    pub name: String,
+    /// Where its data is.
+    pub data_dir: PathBuf,
+    /// Where its log is; beside the data when not set.
+    pub wal_dir: Option<PathBuf>,
+    /// Time between two heartbeats of the leader: one tick of raft.
+    pub heartbeat: Duration,
+    /// Ticks without a leader before an election.
+    pub election_ticks: usize,
+    /// Whether a restarted member waits less for a leader.
+    pub election_tick_advance: bool,
+    /// Whether a member asks before it disturbs.
+    pub pre_vote: bool,
+    /// Where other members connect.
+    pub listen_peer: Vec<Url>,
+    /// Where clients connect.
+    pub listen_client: Vec<Url>,
+    /// Where probes and scrapers connect besides.
+    pub listen_metrics: Vec<Url>,
+    /// What other members are told to connect to.
+    pub advertise_peer: Vec<String>,
+    /// What clients are told to connect to.
+    pub advertise_client: Vec<String>,
+    /// The founding members: name to peer URLs.
+    pub initial_cluster: BTreeMap<String, BTreeSet<String>>,
+    /// Whether the cluster exists and this member joins it.
+    pub join: bool,
+    /// What the cluster's and members' IDs are made of besides URLs.
+    pub cluster_token: String,
+    /// Whether a change of members that endangers the quorum is refused.
+    pub strict_reconfig: bool,
+    /// Bytes that the store may take; see etcd's quota.
+    pub quota_bytes: i64,
+    /// Operations in one transaction, at most.
+    pub max_txn_ops: usize,
+    /// Bytes of one request, at most.
+    pub max_request_bytes: usize,
+    /// Streams on one connection, at most.
+    pub max_concurrent_streams: u32,
+    /// Learners in the cluster, at most.
+    pub max_learners: usize,
+    /// Time between two progress notifications of a watcher.
+    pub progress_interval: Duration,
+    /// Time after which an idle connection is asked whether it lives.
+    pub keepalive_interval: Duration,
+    /// Time that it has to answer.
+    pub keepalive_timeout: Duration,
+    /// Whether several processes may listen on one port.
+    pub reuse_port: bool,
+    /// debug, info, warn, error, panic or fatal.
+    pub log_level: String,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+    /// Where log lines go: default, stderr, stdout, or files.
+    pub log_outputs: Vec<String>,
+    /// Whether the disk is never asked to sync.
+    pub unsafe_no_fsync: bool,
+    /// What the operator should know: flags without effect, variables that nobody knows.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the command line (without the program's name), the environment, and, if one is named,
+/// the config file, by `read_file`. A file stands alone: flags and variables are ignored beside it.
+///
+/// # Errors
+/// What is wrong, with what to do.
+pub fn parse(
+    args: impl Iterator<Item = String>,
+    env: impl Iterator<Item = (String, String)>,
+    read_file: impl FnOnce(&str) -> std::io::Result<String>,
+) -> Result<Command, Error> {
+    let mut line = sources::command_line(args)?;
+    if line.version {
+        return Ok(Command::Version);
+    }
+    if line.help {
+        return Ok(Command::Help);
+    }
+    let env: BTreeMap<String, String> = env.collect();
+    let mut warnings = Vec::new();
+    let from_env = || env.get("ETCD_CONFIG_FILE").filter(|path| !path.is_empty());
+    let path = line.config_file.take().or_else(|| from_env().cloned());
+    let values = match path {
+        Some(path) => {
+            let text = read_file(&path)
+                .map_err(|error| Error::Invalid(format!("the config file {path}: {error}")))?;
+            if !line.values.is_empty() {
+                warnings.push("flags are ignored beside a config file".to_owned());
+            }
+            sources::file(&text, &mut warnings)?
+        }
+        None => {
+            sources::environment(&mut line, &env, &mut warnings)?;
+            line.values
+        }
+    };
+    Config::of(&values, warnings).map(|config| Command::Run(Box::new(config)))
+}
+
+/// What `--help` prints.
+pub fn help() -> String {
+    let mut text = String::from("Usage:\n\n  cairn [flags]\n    Start a cairn server.\n");
+    let mut section = "";
+    for flag in FLAGS {
+        if flag.section != section {
+            section = flag.section;
+            text += &format!("\n{section}:\n");
+        }
+        let note = match flag.effect {
+            Effect::Full => "",
+            Effect::Never => "  (no effect: nothing here needs it)",
+            Effect::NotYet => "  (no effect yet)",
+            Effect::Refused => "  (not there yet)",
+        };
+        text += &format!("  --{} '{}'{note}\n", flag.name, flag.default);
+    }
+    text + "\n  --config-file, --version, --help\n"
+}
+
+/// Typed access to checked values.
+struct Values<'a>(&'a BTreeMap<&'static str, String>);
+
+impl Values<'_> {
+    fn set(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        let default = || flags::find(name).map_or("", |flag| flag.default).to_owned();
+        self.0.get(name).cloned().unwrap_or_else(default)
+    }
+
+    fn bool(&self, name: &str) -> bool {
+        values::bool(&self.text(name)).unwrap_or_default()
+    }
+
+    fn number<N: TryFrom<i128>>(&self, name: &str) -> Result<N, Error> {
+        let text = self.text(name);
+        let number = text.parse::<i128>().ok().and_then(|n| N::try_from(n).ok());
+        number.ok_or_else(|| Error::Invalid(format!("--{name}[{text}] is out of range")))
+    }
+
+    fn duration(&self, name: &str) -> Duration {
+        values::duration(&self.text(name)).unwrap_or_default()
+    }
+
+    fn urls(&self, name: &str) -> Result<Vec<Url>, Error> {
+        values::urls(&self.text(name)).map_err(Error::Invalid)
+    }
+
+    /// URLs as they were written: IDs are made of the text.
+    fn url_texts(&self, name: &str) -> Vec<String> {
+        let text = self.text(name);
+        let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
+        let mut urls: Vec<String> = urls.map(str::to_owned).collect();
+        urls.sort();
+        urls
+    }
+}
+
+impl Config {
+    fn of(values: &BTreeMap<&'static str, String>, warnings: Vec<String>) -> Result<Self, Error> {
+        let v = Values(values);
+        let mut warnings = warnings;
+        without_effect(&v, &mut warnings)?;
+        let heartbeat_ms: u64 = v.number("heartbeat-interval")?;
+        let election_ms: u64 = v.number("election-timeout")?;
+        if heartbeat_ms == 0 || election_ms < 5 * heartbeat_ms {
+            return Err(Error::Invalid(format!(
+                "--election-timeout[{election_ms}ms] should be at least as 5 times as \
+                 --heartbeat-interval[{heartbeat_ms}ms]"
+            )));
+        }
+        if election_ms > MAX_ELECTION_MS {
+            return Err(Error::Invalid(format!(
+                "--election-timeout[{election_ms}ms] is too long, and should be set less than \
+                 {MAX_ELECTION_MS}ms"
+            )));
+        }
+        if v.set("listen-client-urls") && !v.set("advertise-client-urls") {
+            return Err(Error::Invalid(
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly"
+                    .to_owned(),
+            ));
+        }
+        let name = v.text("name");
+        let advertise_peer = v.url_texts("initial-advertise-peer-urls");
+        let config = Self {
+            initial_cluster: initial_cluster(&v, &name, &advertise_peer)?,
+            data_dir: match v.text("data-dir") {
+                none if none.is_empty() => PathBuf::from(format!("{name}.etcd")),
+                dir => PathBuf::from(dir),
+            },
+            wal_dir: Some(v.text("wal-dir"))
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from),
+            name,
+            heartbeat: Duration::from_millis(heartbeat_ms),
+            election_ticks: usize::try_from(election_ms / heartbeat_ms).unwrap_or(usize::MAX),
+            election_tick_advance: v.bool("initial-election-tick-advance"),
+            pre_vote: v.bool("pre-vote"),
+            listen_peer: v.urls("listen-peer-urls")?,
+            listen_client: v.urls("listen-client-urls")?,
+            listen_metrics: v.urls("listen-metrics-urls")?,
+            advertise_peer,
+            advertise_client: v.url_texts("advertise-client-urls"),
+            join: v.text("initial-cluster-state") == "existing",
+            cluster_token: v.text("initial-cluster-token"),
+            strict_reconfig: v.bool("strict-reconfig-check"),
+            quota_bytes: v.number("quota-backend-bytes")?,
+            max_txn_ops: v.number("max-txn-ops")?,
+            max_request_bytes: v.number("max-request-bytes")?,
+            max_concurrent_streams: v.number("max-concurrent-streams")?,
+            max_learners: v.number("max-learners")?,
+            progress_interval: v.duration("watch-progress-notify-interval"),
+            keepalive_interval: v.duration("grpc-keepalive-interval"),
+            keepalive_timeout: v.duration("grpc-keepalive-timeout"),
+            reuse_port: v.bool("socket-reuse-port"),
+            log_level: v.text("log-level"),
+            log_json: v.text("log-format") == "json",
+            log_outputs: v
+                .text("log-outputs")
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
+            unsafe_no_fsync: v.bool("unsafe-no-fsync"),
+            warnings,
+        };
+        config.check_listeners()?;
+        Ok(config)
+    }
+
+    fn check_listeners(&self) -> Result<(), Error> {
+        let listeners = self.listen_peer.iter().chain(&self.listen_client);
+        for url in listeners.chain(&self.listen_metrics) {
+            if matches!(url.scheme(), "https" | "unixs") {
+                return Err(Error::Invalid(format!(
+                    "cannot listen on {url}: TLS is not there yet; use http and a network that \
+                     you trust"
+                )));
+            }
+            let domain = url.domain().filter(|domain| *domain != "localhost");
+            if let ("http", Some(domain)) = (url.scheme(), domain) {
+                return Err(Error::Invalid(format!(
+                    "expected IP in URL for binding ({url}): {domain} is a name; listen on an \
+                     address or on 0.0.0.0"
+                )));
+            }
+        }
+        if self.listen_client.is_empty() || self.listen_peer.is_empty() {
+            return Err(Error::Invalid(
+                "--listen-client-urls and --listen-peer-urls need at least one URL".to_owned(),
+            ));
+        }
+        if self.max_txn_ops == 0 || self.max_request_bytes == 0 {
+            return Err(Error::Invalid(
+                "--max-txn-ops and --max-request-bytes must be more than 0".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Says of every flag that was set and does nothing that it does; refuses those that must not be
+/// silently without effect.
+fn without_effect(v: &Values<'_>, warnings: &mut Vec<String>) -> Result<(), Error> {
+    for flag in FLAGS.iter().filter(|flag| v.set(flag.name)) {
+        let changed = v.text(flag.name) != flag.default;
+        match flag.effect {
+            Effect::Refused if changed => {
+                return Err(Error::Invalid(format!(
+                    "--{} is not there yet; start without it, or wait for a version that has it",
+                    flag.name
+                )));
+            }
+            Effect::NotYet if changed => {
+                warnings.push(format!("--{} has no effect yet", flag.name));
+            }
+            Effect::Never if changed => {
+                warnings.push(format!(
+                    "--{} has no effect: nothing here needs it",
+                    flag.name
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The founding members, as `name=URL` pairs; a name may come several times. Without the flag it is
+/// this member alone.
+fn initial_cluster(
+    v: &Values<'_>,
+    name: &str,
+    advertise_peer: &[String],
+) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
+    let mut cluster: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    if !v.set("initial-cluster") {
+        let urls = advertise_peer.iter().cloned().collect();
+        return Ok(BTreeMap::from([(name.to_owned(), urls)]));
+    }
+    for pair in v.text("initial-cluster").split(',').map(str::trim) {
+        let (name, url) = pair.split_once('=').ok_or_else(|| {
+            Error::Invalid(format!(
+                "--initial-cluster: {pair:?} has not the form name=URL"
+            ))
+        })?;
+        values::urls(url).map_err(|error| Error::Invalid(format!("--initial-cluster: {error}")))?;
+        let urls = cluster.entry(name.to_owned()).or_default();
+        urls.insert(url.to_owned());
+    }
+    let own = cluster.get(name).ok_or_else(|| {
+        Error::Invalid(format!(
+            "couldn't find local name {name:?} in the initial cluster configuration"
+        ))
+    })?;
+    let advertised: BTreeSet<String> = advertise_peer.iter().cloned().collect();
+    if *own != advertised {
+        let join = |urls: &BTreeSet<String>| urls.iter().cloned().collect::<Vec<_>>().join(",");
+        return Err(Error::Invalid(format!(
+            "--initial-cluster has {name}={} but missing from \
+             --initial-advertise-peer-urls={}",
+            join(own),
+            join(&advertised)
+        )));
+    }
+    Ok(cluster)
+}

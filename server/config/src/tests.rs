@@ -1,0 +1,177 @@
+//! The command line, the environment and the file, as etcd reads them.
+
+use std::collections::BTreeSet;
+
+use crate::{Command, Config, Error, FLAGS, parse, values};
+
+fn run(args: &[&str], env: &[(&str, &str)], file: &str) -> Result<Command, Error> {
+    let args = args.iter().map(|&arg| arg.to_owned());
+    let env = env
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    parse(args, env, |_| Ok(file.to_owned()))
+}
+
+fn config(args: &[&str]) -> Config {
+    match run(args, &[], "").unwrap() {
+        Command::Run(config) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn there_are_etcds_113_flags_and_each_default_is_a_value() {
+    // Besides these there are --config-file, --version and --help.
+    let names: BTreeSet<&str> = FLAGS.iter().map(|flag| flag.name).collect();
+    assert_eq!(names.len(), FLAGS.len());
+    assert_eq!(FLAGS.len(), 113);
+    for flag in FLAGS {
+        assert_eq!(values::problem(flag.kind, flag.default), None, "{flag:?}");
+    }
+}
+
+#[test]
+fn the_defaults_are_etcds() {
+    let config = config(&[]);
+    assert_eq!(config.data_dir.to_str(), Some("default.etcd"));
+    assert_eq!(config.election_ticks, 10);
+    assert_eq!(config.heartbeat.as_millis(), 100);
+    assert_eq!(config.max_request_bytes, 1_572_864);
+    assert_eq!(config.advertise_client, ["http://localhost:2379"]);
+    let urls: Vec<&String> = config.initial_cluster["default"].iter().collect();
+    assert_eq!(urls, ["http://localhost:2380"]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn flags_are_written_as_in_go() {
+    for args in [
+        &["--name=n"][..],
+        &["-name=n"],
+        &["--name", "n"],
+        &["-name", "n"],
+    ] {
+        assert_eq!(config(args).name, "n");
+    }
+    assert!(!config(&["--pre-vote=false"]).pre_vote);
+    assert!(config(&["--unsafe-no-fsync", "--name", "n"]).unsafe_no_fsync);
+    assert_eq!(config(&["--snapshot", "5", "-v"]).name, "default");
+    assert_eq!(run(&["--version"], &[], ""), Ok(Command::Version));
+    assert_eq!(run(&["-h"], &[], ""), Ok(Command::Help));
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let check = |args: &[&str], expected: &str| {
+        let error = run(args, &[], "").unwrap_err().to_string();
+        assert!(error.contains(expected), "{args:?}: {error}");
+    };
+    check(&["--nonsense"], "flag provided but not defined: -nonsense");
+    check(&["start"], "\"start\" is not a valid flag");
+    check(&["--name"], "flag needs an argument: -name");
+    check(
+        &["--heartbeat-interval", "x"],
+        "invalid value \"x\" for flag -heartbeat-interval: parse error",
+    );
+    check(&["--pre-vote", "false"], "\"false\" is not a valid flag");
+    check(
+        &["--election-timeout=400"],
+        "--election-timeout[400ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+    );
+    check(&["--election-timeout=60000"], "is too long");
+    check(
+        &["--listen-client-urls=http://127.0.0.1:1"],
+        "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+    );
+    check(
+        &["--initial-cluster=a=http://a:1"],
+        "couldn't find local name \"default\" in the initial cluster configuration",
+    );
+    check(
+        &["--initial-cluster=default=http://a:1"],
+        "--initial-cluster has default=http://a:1 but missing from \
+         --initial-advertise-peer-urls=http://localhost:2380",
+    );
+    check(&["--initial-cluster=x"], "has not the form name=URL");
+    check(
+        &["--listen-peer-urls=http://example.com:1"],
+        "expected IP in URL for binding",
+    );
+    check(
+        &["--listen-peer-urls=https://127.0.0.1:1"],
+        "TLS is not there yet",
+    );
+    check(
+        &["--client-cert-auth"],
+        "--client-cert-auth is not there yet",
+    );
+    check(&["--log-level=loud"], "expected one of: debug, info");
+}
+
+#[test]
+fn the_environment_fills_in_and_never_shadows() {
+    let env = [
+        ("ETCD_NAME", "n"),
+        ("ETCD_ON_K8S", "yes"),
+        ("ETCD_SNAPSHOT_COUNT", "5"),
+    ];
+    match run(&[], &env, "").unwrap() {
+        Command::Run(config) => {
+            assert_eq!(config.name, "n");
+            assert_eq!(
+                config.warnings,
+                [
+                    "unrecognized environment variable ETCD_ON_K8S",
+                    "--snapshot-count has no effect yet"
+                ]
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    let error = run(&["--name=m"], &env, "").unwrap_err().to_string();
+    assert!(error.starts_with("conflicting environment variable \"ETCD_NAME\" is shadowed"));
+    assert!(run(&[], &[("ETCD_PRE_VOTE", "maybe")], "").is_err());
+}
+
+#[test]
+fn a_file_stands_alone() {
+    let file = "name: f\nheartbeat-interval: 50\nwatch-progress-notify-interval: 5000000000\n\
+                log-outputs: [stderr]\nauto-compaction-retention: \"0\"\nnobody: 1\n\
+                client-transport-security:\n  client-cert-auth: false\n  cert-file:\n";
+    match run(
+        &["--name=m", "--config-file=x"],
+        &[("ETCD_NAME", "e")],
+        file,
+    )
+    .unwrap()
+    {
+        Command::Run(config) => {
+            assert_eq!(config.name, "f");
+            assert_eq!(config.heartbeat.as_millis(), 50);
+            assert_eq!(config.progress_interval.as_secs(), 5);
+            assert_eq!(config.log_outputs, ["stderr"]);
+            assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(run(&["--config-file=x"], &[], "name: [").is_err());
+    assert!(
+        run(
+            &["--config-file=x"],
+            &[],
+            "peer-transport-security: {cert-file: c}"
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn a_cluster_may_name_several_urls_of_a_member() {
+    let config = config(&[
+        "--name=a",
+        "--initial-cluster=a=http://a:1,b=http://b:1,a=http://a:2",
+        "--initial-advertise-peer-urls=http://a:2,http://a:1",
+    ]);
+    assert_eq!(config.initial_cluster.len(), 2);
+    assert_eq!(config.initial_cluster["a"].len(), 2);
+}

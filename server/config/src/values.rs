@@ -1,0 +1,134 @@
+//! Values of flags as Go writes them.
+
+use std::time::Duration;
+
+use url::Url;
+
+use crate::flags::Kind;
+
+/// Reads a boolean as Go does.
+pub fn bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads a duration as Go does: numbers with units, as `1h30m` or `1.5s`, or `0`.
+pub fn duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut nanos = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(digits);
+        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.');
+        let (unit, tail) = tail.split_at(unit.unwrap_or(tail.len()));
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        nanos += number.parse::<f64>().ok()? * scale;
+        rest = tail;
+    }
+    let fits = !text.is_empty() && nanos <= i64::MAX as f64;
+    fits.then(|| Duration::from_nanos(nanos as u64))
+}
+
+/// Reads URLs separated by commas: http, https or unix, with host and port and nothing behind.
+///
+/// # Errors
+/// What is wrong, in etcd's words.
+pub fn urls(text: &str) -> Result<Vec<Url>, String> {
+    let mut found = Vec::new();
+    for text in text
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
+        let url = Url::parse(text).map_err(|error| format!("parse {text:?}: {error}"))?;
+        match url.scheme() {
+            "http" | "https" => {
+                // The parser drops a scheme's own port.
+                if url.port_or_known_default().is_none() || url.host_str().is_none() {
+                    return Err(format!(
+                        "URL address does not have the form \"host:port\": {text}"
+                    ));
+                }
+                if !matches!(url.path(), "" | "/") {
+                    return Err(format!("URL must not contain a path: {text}"));
+                }
+            }
+            "unix" | "unixs" => {}
+            _ => {
+                return Err(format!(
+                    "URL scheme must be http, https, unix, or unixs: {text}"
+                ));
+            }
+        }
+        found.push(url);
+    }
+    Ok(found)
+}
+
+/// What is wrong with a value of a kind, in Go's words; `None` when nothing is.
+pub(crate) fn problem(kind: Kind, value: &str) -> Option<String> {
+    let parse_error = || "parse error".to_owned();
+    match kind {
+        Kind::Text => None,
+        Kind::Bool => bool(value).is_none().then(parse_error),
+        Kind::Int => value.parse::<i64>().is_err().then(parse_error),
+        Kind::Uint => value.parse::<u64>().is_err().then(parse_error),
+        Kind::Duration => duration(value).is_none().then(parse_error),
+        Kind::Urls => urls(value).err(),
+        Kind::OneOf(words) => (!words.contains(&value)).then(|| {
+            let words: Vec<&str> = words.iter().copied().filter(|w| !w.is_empty()).collect();
+            format!(
+                "invalid value {value:?}, expected one of: {}",
+                words.join(", ")
+            )
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(
+                duration(text),
+                expected.map(Duration::from_millis),
+                "{text}"
+            );
+        };
+        check("100ms", Some(100));
+        check("1h30m", Some(5_400_000));
+        check("1.5s", Some(1500));
+        check("10m0s", Some(600_000));
+        check("0", Some(0));
+        check("0s", Some(0));
+        for bad in ["", "5", "5x", "-1s", "s", "1s5", "99999999h"] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn urls_are_checked() {
+        assert_eq!(urls("http://a:1,https://b:2").unwrap().len(), 2);
+        assert_eq!(urls("").unwrap(), []);
+        for bad in ["a:1", "ftp://a:1", "http://a:1/path", "http://"] {
+            assert!(urls(bad).is_err(), "{bad}");
+        }
+    }
+}
