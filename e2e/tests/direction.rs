@@ -24,6 +24,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("mvcc", Core, &["proto"]),
     ("state", Core, &["proto", "mvcc"]),
     ("wal", Core, &["proto"]),
+    ("consensus", Core, &["proto"]),
     ("watch", Core, &["proto", "mvcc"]),
     ("config", Core, &[]),
     ("engine", Edge, &["mvcc"]),
@@ -48,6 +49,10 @@ const NOT_IN_THE_CORE: &[&str] = &[
 
 /// What a crate of the core may be built with nevertheless, and need not use: raft-rs draws its
 /// election timeouts at random, from a range that the driver narrows to one value.
+
+/// What a crate of the core may be built with nevertheless, and need not use: raft-rs draws its
+/// election timeouts at random, from a range that the driver narrows to one value.
+const EXCEPT: &[(&str, &str)] = &[("consensus", "rand")];
 
 fn cargo(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -1,0 +1,604 @@
+//! The node.
+
+use std::{cmp, collections::VecDeque, mem};
+
+use bytes::Bytes;
+use proto::raftpb;
+use raft::{
+    Error as RaftError, RawNode, ReadOnlyOption, SnapshotStatus, StateRole,
+    eraftpb::{Entry, HardState, Message, MessageType},
+};
+
+use crate::{
+    Append, Boot, Config, Error, FetchRequest, Output, PeerStatus, ReadReady, Role, SoftState,
+    Status, boundary,
+    clock::Clock,
+    codec,
+    fetch::Purpose,
+    inflight::{Inflight, Write},
+    logger,
+    membership::Removed,
+    reads::{self, Reads},
+    store::{Gate, LogStore, weight},
+};
+
+/// One member of a raft group.
+///
+/// Give it inputs (`tick`, `step`, `propose`, `persisted`, ...), then call [`Driver::poll`] until
+/// it is empty. Nothing here waits; all state that must survive is in the outputs.
+///
+/// A panic from inside means that an invariant of raft is broken: the process must end.
+pub struct Driver {
+    pub(crate) node: RawNode<LogStore>,
+    pub(crate) removed: Removed,
+    /// The newest term that is durable. A leader of a newer one waits with its messages.
+    pub(crate) durable_term: u64,
+    config: Config,
+    clock: Clock,
+    reads: Reads,
+    inflight: Inflight,
+    stalled: bool,
+    /// What raft last reported, to notice a change.
+    reported: (SoftState, HardState),
+    announced: bool,
+    /// A state in which only the commit index changed; goes with the next write, or with a tick.
+    unwritten: Option<HardState>,
+    /// A tick has passed since the last poll.
+    ticked: bool,
+    last_number: u64,
+    handed_out: u64,
+    unapplied: VecDeque<(u64, usize)>,
+    unapplied_bytes: usize,
+}
+
+impl Driver {
+    /// Starts from what the disk holds.
+    ///
+    /// # Errors
+    /// [`Error::Boot`] when that is no state of raft, or the configuration makes no sense.
+    pub fn new(config: Config, boot: Boot) -> Result<Self, Error> {
+        let applied = boot.applied;
+        let raft_config = raft::Config {
+            id: config.id,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            min_election_tick: Clock::pinned(config.election_ticks),
+            max_election_tick: Clock::pinned(config.election_ticks) + 1,
+            applied,
+            max_size_per_msg: config.max_size_per_msg,
+            max_inflight_msgs: config.max_inflight,
+            check_quorum: true,
+            pre_vote: config.pre_vote,
+            read_only_option: ReadOnlyOption::Safe,
+            skip_bcast_commit: false,
+            batch_append: false,
+            priority: 0,
+            max_uncommitted_size: config.max_uncommitted_bytes,
+            max_committed_size_per_ready: config.max_committed_bytes_per_output,
+        };
+        let refused = |cause: RaftError| Error::Boot(cause.to_string());
+        raft_config.validate().map_err(refused)?;
+        let store = LogStore::new(
+            boot,
+            config.cache_bytes,
+            config.max_committed_bytes_per_output,
+        )?;
+        let durable_term = store.boot_state().term;
+        let node = RawNode::new(&raft_config, store, &logger::logger()).map_err(refused)?;
+        let reported = (soft_state(&node), node.raft.hard_state());
+        Ok(Self {
+            clock: Clock::new(config.election_ticks, config.seed ^ config.id),
+            node,
+            removed: Removed::default(),
+            durable_term,
+            config,
+            reads: Reads::default(),
+            inflight: Inflight::default(),
+            stalled: false,
+            reported,
+            announced: false,
+            unwritten: None,
+            ticked: false,
+            last_number: 0,
+            handed_out: applied,
+            unapplied: VecDeque::new(),
+            unapplied_bytes: 0,
+        })
+    }
+
+    /// One tick of the caller's clock.
+    ///
+    /// `oldest_append_age_ticks` is how long the oldest [`Append`] that is not reported as persisted
+    /// has been waiting; 0 when there is none. From one election timeout on, this member neither
+    /// ticks, sends, votes nor takes messages, until a tick with less or until all is persisted: a
+    /// leader with a hung disk would otherwise lead for ever and commit nothing of its own.
+    ///
+    /// Of ticks without a [`Driver::poll`] between them, half an election timeout's worth counts.
+    pub fn tick(&mut self, oldest_append_age_ticks: usize) {
+        if self.removed.oneself {
+            return;
+        }
+        self.stalled = oldest_append_age_ticks >= self.config.election_ticks;
+        if self.stalled || !self.clock.admits() {
+            return;
+        }
+        self.ticked = true;
+        if self.node.raft.state == StateRole::Leader {
+            self.node.tick();
+            return;
+        }
+        let elapsed = self.node.raft.election_elapsed;
+        let alone = self.is_alone();
+        if self.node.raft.promotable() && self.clock.runs_out(elapsed, alone) {
+            if !self.may_campaign() {
+                return;
+            }
+            self.clock.draw();
+            // raft's own clock is pinned to a later end: set it to just before that.
+            self.node.raft.election_elapsed = Clock::pinned(self.config.election_ticks) - 1;
+        }
+        self.node.tick();
+    }
+
+    /// Lets `ticks` of the wait for a leader pass at once, but no whole election timeout: for a
+    /// restart, when the others are known to be there or a leader to be lost.
+    pub fn advance_election_clock(&mut self, ticks: usize) {
+        let elapsed = self.node.raft.election_elapsed.saturating_add(ticks);
+        self.node.raft.election_elapsed = cmp::min(elapsed, self.config.election_ticks - 1);
+    }
+
+    /// Whether this member's vote alone is a majority.
+    fn is_alone(&self) -> bool {
+        self.node.raft.promotable() && self.node.raft.prs().is_singleton()
+    }
+
+    /// raft-rs stands for election only with no committed membership change unapplied; it would
+    /// read all unapplied entries to find out. A member that is alone wins on the spot, which
+    /// raft-rs does only when all of its entries are durable.
+    fn may_campaign(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        let unstable = log.unstable_entries().iter();
+        let mut in_memory = unstable.take_while(|entry| entry.index <= log.committed);
+        let pending = log.store().may_change(log.applied, log.committed)
+            || in_memory.any(|entry| entry.entry_type != raft::eraftpb::EntryType::EntryNormal);
+        let durable = self.inflight.is_empty() && self.node.raft.msgs.is_empty();
+        !pending && (!self.is_alone() || (durable && log.persisted == log.last_index()))
+    }
+
+    fn usable(&self) -> Result<(), Error> {
+        if self.removed.oneself {
+            return Err(Error::Removed);
+        }
+        match self.stalled {
+            true => Err(Error::Stalled),
+            false => Ok(()),
+        }
+    }
+
+    /// Proposes entries, all in one message and in this order; without a leader here, they are
+    /// forwarded to it. That they were taken does not say that they will be committed.
+    ///
+    /// # Errors
+    /// Nothing was proposed. [`Error::Overloaded`] and [`Error::Transferring`] pass with time.
+    pub fn propose(&mut self, entries: Vec<Bytes>) -> Result<(), Error> {
+        self.usable()?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if entries.iter().any(Bytes::is_empty) {
+            return Err(self.own_fault("an empty proposal"));
+        }
+        let entries = entries.into_iter().map(|data| Entry {
+            data,
+            ..Entry::default()
+        });
+        self.propose_entries(entries.collect())
+    }
+
+    /// Proposes a membership change, of etcd's first kind.
+    ///
+    /// # Errors
+    /// As [`Driver::propose`]; and [`Error::ConfChangePending`] while this member leads and an
+    /// earlier one is not applied. A leader elsewhere drops it silently then.
+    pub fn propose_conf_change(&mut self, change: &raftpb::ConfChange) -> Result<(), Error> {
+        self.usable()?;
+        let entry = codec::change_entry(change).map_err(|problem| self.own_fault(problem))?;
+        let raft = &self.node.raft;
+        if raft.state == StateRole::Leader && raft.has_pending_conf() {
+            return Err(Error::ConfChangePending);
+        }
+        self.propose_entries(vec![entry])
+    }
+
+    fn own_fault(&self, problem: &'static str) -> Error {
+        let from = self.node.raft.id;
+        Error::Malformed { from, problem }
+    }
+
+    fn propose_entries(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        let message = Message {
+            msg_type: MessageType::MsgPropose,
+            from: self.node.raft.id,
+            entries: entries.into(),
+            ..Message::default()
+        };
+        // Not through the node's own `step`: that one is for messages from others.
+        let result = self.node.raft.step(message);
+        result.map_err(|_| self.dropped())
+    }
+
+    /// Why raft dropped a proposal.
+    fn dropped(&self) -> Error {
+        let raft = &self.node.raft;
+        match raft.state {
+            StateRole::Leader if raft.lead_transferee.is_some() => Error::Transferring,
+            StateRole::Leader => Error::Overloaded,
+            _ => Error::NoLeader,
+        }
+    }
+
+    /// Asks for the index that a linearizable read must wait for. The answer is in
+    /// [`Output::reads`], under `ctx`, which must be unique in the cluster. It may never come, after
+    /// a change of leader or a lost message; ask again then, under the same `ctx` or another.
+    ///
+    /// # Errors
+    /// [`Error::Removed`].
+    pub fn read_index(&mut self, ctx: u64) -> Result<(), Error> {
+        if self.removed.oneself {
+            return Err(Error::Removed);
+        }
+        self.reads.own(ctx);
+        Ok(())
+    }
+
+    /// Takes a message from another member. It may hold what the state machine cannot decode: the
+    /// entries of a `MsgProp` are to be admitted by the caller first.
+    ///
+    /// # Errors
+    /// The message was dropped. Only with [`Error::is_fatal`] must anything be done about it.
+    pub fn step(&mut self, message: raftpb::Message) -> Result<(), Error> {
+        self.usable()?;
+        let from = message.from.unwrap_or_default();
+        if self.removed.peers.contains(&from) {
+            return Err(Error::RemovedPeer(from));
+        }
+        let message = boundary::check(&self.node, message)?;
+        match message.msg_type {
+            MessageType::MsgReadIndex => {
+                self.reads.forwarded(message);
+                return Ok(());
+            }
+            MessageType::MsgAppend if !message.entries.is_empty() => {
+                let unstable = self.node.raft.raft_log.unstable.entries_size;
+                if self.inflight.bytes() + unstable > self.config.max_unpersisted_bytes {
+                    return Err(Error::DiskBehind);
+                }
+            }
+            // raft-rs panics when it forwards one that carries a term, as those from outside do.
+            MessageType::MsgTransferLeader if self.node.raft.state != StateRole::Leader => {
+                return Err(Error::NoLeader);
+            }
+            MessageType::MsgTimeoutNow if !self.may_campaign() => return Ok(()),
+            // A vote that overtook the report of the write it answers to; it counts as lost, since
+            // raft-rs becomes leader with all entries durable or not at all.
+            MessageType::MsgRequestVoteResponse if !self.is_durable() => return Ok(()),
+            _ => {}
+        }
+        self.node.step(message).map_err(|cause| match cause {
+            RaftError::StepPeerNotFound => Error::UnknownPeer(from),
+            _ => self.dropped(),
+        })
+    }
+
+    fn is_durable(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        log.persisted == log.last_index()
+    }
+
+    /// All writes up to [`Append::number`] `number` are durable.
+    pub fn persisted(&mut self, number: u64) {
+        let finished = self.inflight.finish(number);
+        self.durable_term = finished.term.unwrap_or(self.durable_term);
+        if self.inflight.is_empty() {
+            self.stalled = false;
+        }
+        // A leader that was removed has no progress of its own, which raft-rs would look up.
+        if self.removed.oneself {
+            return;
+        }
+        if let Some(number) = finished.number {
+            self.node.on_persist_ready(number);
+            let persisted = self.node.raft.raft_log.persisted;
+            self.node.mut_store().persisted(persisted);
+        }
+    }
+
+    /// The state machine holds everything up to `index`, in memory at least. Membership changes up
+    /// to there must have gone through [`Driver::apply_conf_change`], or have been refused.
+    pub fn applied(&mut self, index: u64) {
+        let index = cmp::min(index, self.handed_out);
+        while let Some((last, bytes)) = self.unapplied.front()
+            && *last <= index
+        {
+            self.unapplied_bytes -= bytes;
+            self.unapplied.pop_front();
+        }
+        if !self.removed.oneself && index > self.node.raft.raft_log.applied {
+            self.node.advance_apply_to(index);
+            self.node.mut_store().applied(index);
+        }
+    }
+
+    /// The answer to [`Output::fetch`]: the entries from `lo` on. None when the log no longer holds
+    /// them, which is an error only when they are yet to be applied.
+    ///
+    /// # Errors
+    /// [`Error::LogChanged`], fatal: the log gave back other entries.
+    pub fn fetched(
+        &mut self,
+        request: FetchRequest,
+        entries: Vec<raftpb::Entry>,
+    ) -> Result<(), Error> {
+        if self.removed.oneself {
+            return Ok(());
+        }
+        let answered = self.node.store().fetches.borrow_mut().answered(request.id);
+        let Some(purpose) = answered else {
+            return Ok(());
+        };
+        let checked = self.check_fetched(request.lo, entries);
+        match purpose {
+            Purpose::Apply => {
+                let entries = checked.filter(|entries| !entries.is_empty());
+                let entries = entries.ok_or(Error::LogChanged(request.lo))?;
+                self.node.store().fetches.borrow_mut().to_apply = entries;
+            }
+            Purpose::Send(contexts) => {
+                // Entries that were replaced meanwhile are of no use to anybody.
+                let entries = checked.unwrap_or_default();
+                if entries.is_empty() {
+                    return Ok(());
+                }
+                self.node.store().fetches.borrow_mut().arrived = entries;
+                for context in contexts {
+                    self.node.on_entries_fetched(context);
+                }
+                self.node.store().fetches.borrow_mut().arrived = Vec::new();
+            }
+        }
+        Ok(())
+    }
+
+    fn check_fetched(&self, lo: u64, entries: Vec<raftpb::Entry>) -> Option<Vec<Entry>> {
+        let entries: Result<Vec<_>, _> = entries.into_iter().map(codec::entry_in).collect();
+        let entries = entries.ok()?;
+        let fits =
+            |(index, entry): (u64, &Entry)| entry.index == index && self.node.store().holds(entry);
+        (lo..).zip(&entries).all(fits).then_some(entries)
+    }
+
+    /// A leader hands over to the voter `to`, once that one has all entries; given up after an
+    /// election timeout. Proposals are refused meanwhile.
+    pub fn transfer_leader(&mut self, to: u64) {
+        if self.usable().is_ok() {
+            self.node.transfer_leader(to);
+        }
+    }
+
+    /// A message to `id` could not be sent.
+    pub fn report_unreachable(&mut self, id: u64) {
+        if self.usable().is_ok() {
+            self.node.report_unreachable(id);
+        }
+    }
+
+    /// A snapshot was received by `id`, or was not.
+    pub fn report_snapshot(&mut self, id: u64, ok: bool) {
+        if self.usable().is_ok() {
+            let status = match ok {
+                true => SnapshotStatus::Finish,
+                false => SnapshotStatus::Failure,
+            };
+            self.node.report_snapshot(id, status);
+        }
+    }
+
+    /// The node at a glance.
+    pub fn status(&self) -> Status {
+        let raft = &self.node.raft;
+        let soft = soft_state(&self.node);
+        let removed = self.removed.oneself;
+        let leads = soft.role == Role::Leader && !removed;
+        let mut peers: Vec<_> = raft.prs().iter().collect();
+        peers.sort_unstable_by_key(|(id, _)| **id);
+        let peers = peers.into_iter().map(|(&id, progress)| PeerStatus {
+            id,
+            matched: if leads { progress.matched } else { 0 },
+            is_learner: raft.prs().conf().learners().contains(&id),
+            recent_active: leads && (id == raft.id || progress.recent_active),
+        });
+        Status {
+            id: raft.id,
+            leader: if removed { 0 } else { soft.leader },
+            term: soft.term,
+            role: if removed { Role::Follower } else { soft.role },
+            commit: raft.raft_log.committed,
+            applied: raft.raft_log.applied,
+            last_index: raft.raft_log.last_index(),
+            persisted: raft.raft_log.persisted,
+            transferee: raft.lead_transferee.unwrap_or_default(),
+            stalled: self.stalled,
+            removed,
+            peers: peers.collect(),
+        }
+    }
+
+    /// The next bunch of work, if there is any.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.clock.polled();
+        if self.removed.oneself {
+            return self.removed.parting.take();
+        }
+        if self.stalled {
+            return None;
+        }
+        self.reads.release(&mut self.node);
+        let mut output = Output::default();
+        let soft = soft_state(&self.node);
+        if !self.announced || soft != self.reported.0 {
+            output.soft = Some(soft);
+            self.announced = true;
+        }
+        if self.has_ready() {
+            self.take_ready(&mut output);
+        }
+        self.reported = (soft, self.node.raft.hard_state());
+        self.write_commit(&mut output);
+        let store = self.node.store();
+        output.fetch = store.fetches.borrow_mut().next_unsent();
+        output.needs_snapshot = store.take_needs_snapshot();
+        (output != Output::default()).then_some(output)
+    }
+
+    /// raft's own answer, without entries that are not wanted now.
+    fn has_ready(&self) -> bool {
+        let raft = &self.node.raft;
+        !raft.msgs.is_empty()
+            || !raft.read_states.is_empty()
+            || !raft.raft_log.unstable_entries().is_empty()
+            || soft_state(&self.node) != self.reported.0
+            || raft.hard_state() != self.reported.1
+            || (self.takes_entries() && raft.raft_log.has_next_entries_since(self.handed_out))
+    }
+
+    /// Whether more entries may be handed out for apply.
+    fn takes_entries(&self) -> bool {
+        let fetches = self.node.store().fetches.borrow();
+        self.unapplied_bytes < self.config.max_unapplied_bytes && !fetches.awaits_apply()
+    }
+
+    fn take_ready(&mut self, output: &mut Output) {
+        let gate = match self.takes_entries() {
+            true => Gate::Open,
+            false => Gate::Shut,
+        };
+        self.node.store().gate.set(gate);
+        let mut ready = self.node.ready();
+        self.node.store().gate.set(Gate::Scan);
+
+        let number = ready.number();
+        let hard_state = ready.hs().cloned();
+        let entries = ready.take_entries();
+        let must_sync = ready.must_sync();
+        let mut send = ready.take_messages();
+        let mut then_send = ready.take_persisted_messages();
+        output.reads = own_reads(ready.take_read_states());
+        output.apply = self.hand_out(ready.take_committed_entries());
+        let bytes = self.node.mut_store().append(&entries);
+        self.node.advance_append_async(ready);
+        self.last_number = number;
+
+        if self.durable_term < self.node.raft.term {
+            // Only a leader that is alone has a term that is not durable. After a crash it would
+            // take the same term again, for other entries than its learners have got.
+            then_send.append(&mut send);
+        }
+        let (promises, rest): (Vec<_>, Vec<_>) = then_send.into_iter().partition(is_promise);
+        send.extend(rest);
+        self.unwritten = hard_state.or(self.unwritten.take());
+        let waits = !promises.is_empty() && !self.inflight.is_empty();
+        if must_sync || waits {
+            self.write(output, entries, promises, (must_sync, bytes));
+        } else {
+            send.extend(promises);
+            if self.inflight.is_empty() {
+                self.node.on_persist_ready(number);
+            }
+        }
+        output.send = send.into_iter().map(codec::message_out).collect();
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>) -> Vec<raftpb::Entry> {
+        let Some(last) = entries.last() else {
+            return Vec::new();
+        };
+        self.handed_out = last.index;
+        let bytes = entries.iter().map(weight).sum();
+        self.unapplied.push_back((self.handed_out, bytes));
+        self.unapplied_bytes += bytes;
+        self.node.store().fetches.borrow_mut().to_apply = Vec::new();
+        entries.into_iter().map(codec::entry_out).collect()
+    }
+
+    fn write(
+        &mut self,
+        output: &mut Output,
+        entries: Vec<Entry>,
+        promises: Vec<Message>,
+        (must_sync, bytes): (bool, usize),
+    ) {
+        let ends = entries.first().zip(entries.last());
+        let hard_state = self.unwritten.take();
+        self.inflight.push(Write {
+            number: self.last_number,
+            range: ends.map(|(first, last)| (first.index, last.index)),
+            term: hard_state.as_ref().map(|state| state.term),
+            bytes,
+        });
+        output.append = Some(Append {
+            number: self.last_number,
+            entries: entries.into_iter().map(codec::entry_out).collect(),
+            hard_state: hard_state.as_ref().map(codec::hard_state_out),
+            snapshot: None,
+            must_sync,
+            then_send: promises.into_iter().map(codec::message_out).collect(),
+        });
+    }
+
+    /// A commit index that no write has taken along goes by itself, once a tick.
+    fn write_commit(&mut self, output: &mut Output) {
+        if !mem::take(&mut self.ticked) || !self.inflight.is_empty() || output.append.is_some() {
+            return;
+        }
+        output.append = self.unwritten.take().map(|state| Append {
+            number: self.last_number,
+            hard_state: Some(codec::hard_state_out(&state)),
+            ..Append::default()
+        });
+    }
+}
+
+fn soft_state(node: &RawNode<LogStore>) -> SoftState {
+    SoftState {
+        leader: node.raft.leader_id,
+        role: match node.raft.state {
+            StateRole::Follower => Role::Follower,
+            StateRole::PreCandidate => Role::PreCandidate,
+            StateRole::Candidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        },
+        term: node.raft.term,
+    }
+}
+
+/// Whether a message says something that must be durable first. What a member forwards is not its
+/// own word, and an answer to a heartbeat only says that it lives and follows.
+fn is_promise(message: &Message) -> bool {
+    !matches!(
+        message.msg_type,
+        MessageType::MsgPropose
+            | MessageType::MsgReadIndex
+            | MessageType::MsgTransferLeader
+            | MessageType::MsgHeartbeatResponse
+    )
+}
+
+/// Answers under a context that is not ours are nobody's.
+fn own_reads(states: Vec<raft::ReadState>) -> Vec<ReadReady> {
+    let ready = states.into_iter().filter_map(|state| {
+        let ctx = reads::context(&state.request_ctx)?;
+        let index = state.index;
+        Some(ReadReady { ctx, index })
+    });
+    ready.collect()
+}

@@ -1,0 +1,121 @@
+//! Writes of the log that are not durable yet.
+
+use std::collections::VecDeque;
+
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub(crate) number: u64,
+    /// First and last index, when it holds entries.
+    pub(crate) range: Option<(u64, u64)>,
+    /// The term of the state that it holds, if it does.
+    pub(crate) term: Option<u64>,
+    pub(crate) bytes: usize,
+}
+
+/// What [`Inflight::finish`] learned.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Finished {
+    /// Up to which number raft may be told, if any.
+    pub(crate) number: Option<u64>,
+    /// The newest durable term, if one became durable.
+    pub(crate) term: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Inflight {
+    writes: VecDeque<Write>,
+    /// Of these, the first so many are durable and held back.
+    durable: usize,
+    bytes: usize,
+}
+
+impl Inflight {
+    pub(crate) fn push(&mut self, write: Write) {
+        self.bytes += write.bytes;
+        self.writes.push_back(write);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All writes up to `number` are durable.
+    ///
+    /// raft is not told about a write whose entries a later one replaces, until that one is durable
+    /// too. raft-rs compares index and term only: were the entries replaced twice, the second time
+    /// by the same ones, it would take the first write for the third.
+    pub(crate) fn finish(&mut self, number: u64) -> Finished {
+        let mut finished = Finished::default();
+        while let Some(write) = self.writes.get(self.durable) {
+            if write.number > number {
+                break;
+            }
+            finished.term = write.term.or(finished.term);
+            self.durable += 1;
+        }
+        while self.durable > 0 && !self.first_is_replaced() {
+            let Some(write) = self.writes.pop_front() else {
+                break;
+            };
+            self.durable -= 1;
+            self.bytes -= write.bytes;
+            finished.number = Some(write.number);
+        }
+        finished
+    }
+
+    fn first_is_replaced(&self) -> bool {
+        let Some((_, last)) = self.writes.front().and_then(|write| write.range) else {
+            return false;
+        };
+        let later = self.writes.iter().skip(self.durable.max(1));
+        let mut replaced = later.filter_map(|write| write.range);
+        replaced.any(|(first, _)| first <= last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inflight(writes: &[(u64, Option<(u64, u64)>)]) -> Inflight {
+        let mut all = Inflight::default();
+        for &(number, range) in writes {
+            all.push(Write {
+                number,
+                range,
+                term: Some(number * 10),
+                bytes: 1,
+            });
+        }
+        all
+    }
+
+    fn finished(number: Option<u64>, term: Option<u64>) -> Finished {
+        Finished { number, term }
+    }
+
+    #[test]
+    fn a_number_stands_for_all_before_it() {
+        let mut all = inflight(&[(1, Some((1, 3))), (2, None), (5, Some((4, 4)))]);
+        assert_eq!(all.finish(0), finished(None, None));
+        assert_eq!(all.finish(3), finished(Some(2), Some(20)));
+        assert_eq!(all.bytes(), 1);
+        assert_eq!(all.finish(9), finished(Some(5), Some(50)));
+        assert!(all.is_empty());
+        assert_eq!(all.finish(9), finished(None, None));
+    }
+
+    #[test]
+    fn a_replaced_write_waits_for_the_one_that_replaces_it() {
+        let mut all = inflight(&[(1, Some((5, 6))), (2, Some((5, 5))), (3, Some((5, 6)))]);
+        assert_eq!(all.finish(1), finished(None, Some(10)));
+        assert_eq!(all.finish(2), finished(None, Some(20)));
+        assert_eq!(all.finish(3), finished(Some(3), Some(30)));
+        assert!(all.is_empty());
+    }
+}

@@ -1,0 +1,209 @@
+use super::cluster::*;
+use crate::Error;
+use bytes::Bytes;
+use proptest::prelude::*;
+use proto::raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
+
+fn entry(index: u64, term: u64, data: &'static str) -> Entry {
+    Entry {
+        r#type: Some(0),
+        term: Some(term),
+        index: Some(index),
+        data: Some(Bytes::from_static(data.as_bytes())),
+    }
+}
+
+fn message(kind: MessageType) -> Message {
+    Message {
+        r#type: Some(kind as i32),
+        to: Some(1),
+        from: Some(2),
+        term: Some(50),
+        ..Message::default()
+    }
+}
+
+#[test]
+fn what_raft_or_etcd_could_not_take_is_refused() {
+    let of = |index: u64, term: u64| Message {
+        index: Some(3),
+        log_term: Some(1),
+        entries: vec![entry(index, term, "x")],
+        ..message(MessageType::MsgApp)
+    };
+    let proposal = |kind, data| Message {
+        entries: vec![Entry {
+            r#type: Some(kind),
+            ..entry(0, 0, data)
+        }],
+        ..message(MessageType::MsgProp)
+    };
+    let malformed = [
+        Message {
+            to: Some(3),
+            ..message(MessageType::MsgHeartbeat)
+        },
+        Message {
+            from: Some(0),
+            ..message(MessageType::MsgHeartbeat)
+        },
+        Message {
+            from: Some(1),
+            ..message(MessageType::MsgHeartbeat)
+        },
+        Message {
+            term: Some(0),
+            ..message(MessageType::MsgApp)
+        },
+        Message {
+            commit: Some(u64::MAX),
+            ..message(MessageType::MsgHeartbeat)
+        },
+        Message {
+            r#type: Some(99),
+            ..message(MessageType::MsgApp)
+        },
+        message(MessageType::MsgStorageAppend),
+        message(MessageType::MsgHup),
+        message(MessageType::MsgCheckQuorum),
+        message(MessageType::MsgProp),
+        message(MessageType::MsgReadIndex),
+        proposal(0, ""),
+        proposal(1, "no change"),
+        proposal(2, "x"),
+        of(5, 1),
+        of(3, 1),
+        of(4, 0),
+        of(4, 51),
+    ];
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    for bad in malformed {
+        let before = cluster.node(1).driver.status();
+        let refused = cluster.node(1).driver.step(bad.clone());
+        assert!(
+            matches!(refused, Err(Error::Malformed { .. })),
+            "{bad:?}: {refused:?}"
+        );
+        assert_eq!(cluster.node(1).driver.status(), before, "{bad:?}");
+    }
+    assert_eq!(cluster.node(1).driver.step(of(4, 1)), Ok(()));
+}
+
+#[test]
+fn each_refusal_says_what_it_is() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    let step = |cluster: &mut Cluster, message| cluster.node(1).driver.step(message).unwrap_err();
+    let snapshot = Message {
+        snapshot: Some(Snapshot {
+            data: None,
+            metadata: Some(SnapshotMetadata {
+                index: Some(77),
+                ..SnapshotMetadata::default()
+            }),
+        }),
+        ..message(MessageType::MsgSnap)
+    };
+    let refused = step(&mut cluster, snapshot);
+    assert_eq!(refused, Error::SnapshotUnsupported { from: 2, index: 77 });
+    for kind in [
+        MessageType::MsgProp,
+        MessageType::MsgReadIndex,
+        MessageType::MsgTransferLeader,
+    ] {
+        let stranger = Message {
+            from: Some(9),
+            entries: vec![entry(0, 0, "x")],
+            ..message(kind)
+        };
+        assert_eq!(
+            step(&mut cluster, stranger),
+            Error::UnknownPeer(9),
+            "{kind:?}"
+        );
+    }
+    for kind in [
+        MessageType::MsgAppResp,
+        MessageType::MsgVoteResp,
+        MessageType::MsgHeartbeatResp,
+    ] {
+        let stranger = Message {
+            from: Some(9),
+            ..message(kind)
+        };
+        assert_eq!(
+            step(&mut cluster, stranger),
+            Error::UnknownPeer(9),
+            "{kind:?}"
+        );
+    }
+    let lost = Message {
+        commit: Some(100),
+        ..message(MessageType::MsgHeartbeat)
+    };
+    let refused = step(&mut cluster, lost);
+    assert!(refused.is_fatal() && matches!(refused, Error::LogLost { last_index: 3, .. }));
+    let other_cluster = Message {
+        index: Some(0),
+        log_term: Some(0),
+        entries: vec![entry(1, 4, "x")],
+        ..message(MessageType::MsgApp)
+    };
+    let refused = step(&mut cluster, other_cluster);
+    assert_eq!(refused, Error::Diverged { from: 2, index: 1 });
+    // A transfer that reaches a follower would make raft-rs panic when it forwards it.
+    let transfer = message(MessageType::MsgTransferLeader);
+    assert_eq!(step(&mut cluster, transfer), Error::NoLeader);
+    let remove = change(proto::raftpb::ConfChangeType::ConfChangeRemoveNode, 3);
+    cluster.node(1).driver.apply_conf_change(&remove).unwrap();
+    let vote = Message {
+        from: Some(3),
+        ..message(MessageType::MsgVote)
+    };
+    assert_eq!(step(&mut cluster, vote), Error::RemovedPeer(3));
+}
+
+prop_compose! {
+    fn any_message()(
+        (kind, from, term, log_term) in (0..20i32, 0..5u64, 0..9u64, 0..9u64),
+        (index, commit, reject, hint) in (0..12u64, 0..12u64, any::<bool>(), 0..20u64),
+        terms in prop::collection::vec(0..9u64, 0..4),
+        context in prop::sample::select(vec![&b""[..], b"CampaignTransfer", b"12345678"]),
+    ) -> Message {
+        let entries = (index + 1..).zip(terms).map(|(index, term)| entry(index, term, "x"));
+        Message {
+            r#type: Some(kind),
+            to: Some(1),
+            from: Some(from),
+            term: Some(term),
+            log_term: Some(log_term),
+            index: Some(index),
+            entries: entries.collect(),
+            commit: Some(commit),
+            reject: Some(reject),
+            reject_hint: Some(hint),
+            context: Some(Bytes::from_static(context)),
+            ..Message::default()
+        }
+    }
+}
+
+proptest! {
+    /// Whatever comes, raft does not panic, except where its own rules are broken beyond what any
+    /// single message shows.
+    #[test]
+    fn no_message_makes_raft_panic(messages in prop::collection::vec((any_message(), any::<bool>()), 0..40)) {
+        let mut cluster = Cluster::new(&[1, 2, 3]);
+        cluster.cut_off = [2, 3].into();
+        for (message, tick) in messages {
+            if let Err(refused) = cluster.node(1).driver.step(message)
+                && refused.is_fatal()
+            {
+                break;
+            }
+            cluster.settle();
+            if tick {
+                cluster.ticks(4);
+            }
+        }
+    }
+}

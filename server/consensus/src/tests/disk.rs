@@ -1,0 +1,128 @@
+use super::cluster::*;
+use crate::{Config, Driver, Error, FetchRequest, Role};
+
+#[test]
+fn a_leader_with_a_hung_disk_falls_silent_and_another_takes_over() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let old = cluster.leader();
+    cluster.node(old).disk_hangs = true;
+    cluster.propose(old, "a");
+    cluster.ticks(9);
+    assert_eq!(cluster.leader(), old);
+    cluster.ticks(AN_ELECTION);
+    let node = cluster.node(old);
+    assert!(node.driver.status().stalled);
+    assert_eq!(node.driver.propose(vec!["x".into()]), Err(Error::Stalled));
+    assert!(node.driver.poll().is_none());
+    let others = cluster.nodes.iter().filter(|(id, _)| **id != old);
+    let leads = others.filter(|(_, node)| node.driver.status().role == Role::Leader);
+    let (&new, _) = leads.last().expect("a new leader");
+    cluster.propose(new, "b");
+    assert_eq!(cluster.node(new).data.len(), 2);
+
+    cluster.sent.clear();
+    cluster.ticks(AN_ELECTION);
+    assert!(cluster.sent.iter().all(|message| message.from != Some(old)));
+    cluster.node(old).disk_hangs = false;
+    cluster.ticks(AN_ELECTION);
+    assert!(!cluster.node(old).driver.status().stalled);
+    assert_eq!(cluster.leader(), new);
+    assert_eq!(cluster.data(), ["a", "b"]);
+}
+
+#[test]
+fn a_burst_of_ticks_after_a_pause_starts_no_election() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let follower = leader % 3 + 1;
+    let term = cluster.node(leader).driver.status().term;
+    for _ in 0..1000 {
+        cluster.node(follower).driver.tick(0);
+    }
+    cluster.settle();
+    cluster.ticks(5);
+    assert_eq!(cluster.node(follower).driver.status().term, term);
+    assert_eq!(cluster.leader(), leader);
+}
+
+/// Entries that left memory come back from the log, for a follower that was away and for apply.
+#[test]
+fn old_entries_are_fetched() {
+    let config = |id| Config {
+        cache_bytes: 2000,
+        max_size_per_msg: 1000,
+        max_committed_bytes_per_output: 1000,
+        ..Config::new(id)
+    };
+    let mut cluster = Cluster::with(&[1, 2, 3], config);
+    cluster.ticks(AN_ELECTION);
+    let leader = cluster.leader();
+    let away = leader % 3 + 1;
+    cluster.cut_off.insert(away);
+    for i in 0..200 {
+        cluster.propose(leader, &format!("{i}"));
+    }
+    assert_eq!(cluster.node(leader).fetches, 0);
+    assert!(cluster.node(leader).driver.node.store().cached_bytes() <= 2000);
+    cluster.cut_off.clear();
+    cluster.ticks(AN_ELECTION);
+    assert!(cluster.node(leader).fetches > 0);
+    assert_eq!(cluster.data().len(), 200);
+
+    // A member whose state machine lost all of it, restarting from the log.
+    let node = cluster.node(away);
+    (node.applied, node.data, node.conf_state) = (0, Vec::new(), Default::default());
+    let before = node.fetches;
+    node.restart();
+    cluster.ticks(AN_ELECTION);
+    assert!(cluster.node(away).fetches > before);
+    assert_eq!(cluster.data().len(), 200);
+}
+
+#[test]
+fn fetched_entries_must_be_those_that_were_written() {
+    let config = |id| Config {
+        cache_bytes: 0,
+        ..Config::new(id)
+    };
+    let mut cluster = Cluster::with(&[7], config);
+    cluster.tick();
+    for data in ["a", "b", "c"] {
+        cluster.propose(7, data);
+    }
+    let node = cluster.node(7);
+    (node.applied, node.conf_state) = (0, Default::default());
+    let fetch = |driver: &mut Driver| -> FetchRequest {
+        let mut outputs = std::iter::from_fn(|| driver.poll());
+        outputs.find_map(|output| output.fetch).expect("a request")
+    };
+    for (spoil, taken) in [(0, true), (1, false), (2, false), (3, false)] {
+        node.restart();
+        let request = fetch(&mut node.driver);
+        let mut entries = node.disk.entries[request.lo as usize - 1..].to_vec();
+        match spoil {
+            1 => entries[0].term = Some(99),
+            2 => drop(entries.remove(0)),
+            3 => entries.clear(),
+            _ => {}
+        }
+        let result = node.driver.fetched(request, entries);
+        let expected = match taken {
+            true => Ok(()),
+            false => Err(Error::LogChanged(request.lo)),
+        };
+        assert_eq!(result, expected, "{spoil}");
+        // An answer that nobody waits for is nothing.
+        assert_eq!(node.driver.fetched(request, Vec::new()), Ok(()));
+    }
+}
+
+#[test]
+fn the_commit_index_reaches_the_disk_without_another_entry() {
+    let mut cluster = Cluster::started(&[7]);
+    cluster.propose(7, "a");
+    cluster.ticks(2);
+    let commit = cluster.node(7).driver.status().commit;
+    assert_eq!(cluster.node(7).disk.hard_state.commit, Some(commit));
+    assert_eq!(commit, 3);
+}

@@ -1,0 +1,231 @@
+use super::cluster::*;
+use crate::{Boot, Config, Driver, Error, Role};
+use proto::raftpb::{ConfState, HardState, MessageType};
+
+#[test]
+fn a_new_cluster_applies_its_members_and_elects_a_leader() {
+    for members in [&[7][..], &[1, 2, 3]] {
+        let mut cluster = Cluster::new(members);
+        for node in cluster.nodes.values() {
+            assert_eq!(node.applied, members.len() as u64);
+            assert_eq!(node.conf_state.voters, members);
+            assert_eq!(node.soft.unwrap().leader, 0);
+        }
+        cluster.ticks(AN_ELECTION);
+        let leader = cluster.leader();
+        for node in cluster.nodes.values() {
+            let soft = node.soft.unwrap();
+            assert_eq!(soft.leader, leader);
+            assert_eq!(soft.role == Role::Leader, soft.leader == node.config.id);
+            assert!(soft.term > 1);
+            assert_eq!(node.applied, members.len() as u64 + 1);
+        }
+    }
+}
+
+#[test]
+fn a_member_alone_leads_after_one_tick() {
+    let mut cluster = Cluster::new(&[7]);
+    cluster.tick();
+    assert_eq!(cluster.leader(), 7);
+}
+
+#[test]
+fn runs_with_the_same_seeds_are_the_same() {
+    let run = |seed| {
+        let mut cluster = Cluster::with(&[1, 2, 3], |id| Config {
+            seed,
+            ..Config::new(id)
+        });
+        let mut leaders = Vec::new();
+        for _ in 0..4 {
+            cluster.ticks(AN_ELECTION);
+            leaders.push(cluster.leader());
+            let leader = cluster.leader();
+            cluster.cut_off = [leader].into();
+        }
+        (leaders, cluster.sent)
+    };
+    assert_eq!(run(3), run(3));
+    assert!((4..20).any(|seed| run(seed).0 != run(3).0));
+}
+
+#[test]
+fn the_others_go_on_without_a_leader_that_is_cut_off() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let old = cluster.leader();
+    cluster.propose(old, "a");
+    cluster.cut_off.insert(old);
+    cluster
+        .node(old)
+        .driver
+        .propose(vec!["lost".into()])
+        .unwrap();
+    cluster.ticks(AN_ELECTION);
+    let new = cluster.leader();
+    assert_ne!(new, old);
+    cluster.propose(new, "b");
+    // Without a majority the old one has stepped down by itself.
+    assert_ne!(cluster.node(old).driver.status().role, Role::Leader);
+    assert_eq!(
+        cluster.node(old).driver.propose(vec!["c".into()]),
+        Err(Error::NoLeader)
+    );
+    cluster.cut_off.clear();
+    cluster.ticks(AN_ELECTION);
+    assert_eq!(cluster.data(), ["a", "b"]);
+}
+
+#[test]
+fn a_member_that_was_cut_off_does_not_disturb_when_it_returns() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let other = if leader == 1 { 2 } else { 1 };
+    cluster.cut_off.insert(other);
+    cluster.ticks(5 * AN_ELECTION);
+    cluster.cut_off.clear();
+    let term = cluster.node(leader).driver.status().term;
+    cluster.ticks(AN_ELECTION);
+    assert_eq!(cluster.leader(), leader);
+    assert_eq!(cluster.node(leader).driver.status().term, term);
+}
+
+#[test]
+fn leadership_is_handed_over_within_a_tick() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let old = cluster.leader();
+    let new = if old == 3 { 1 } else { 3 };
+    cluster.node(old).driver.transfer_leader(new);
+    cluster.settle();
+    assert_eq!(cluster.leader(), new);
+    cluster.propose(old, "by the follower");
+    assert_eq!(cluster.data(), ["by the follower"]);
+}
+
+#[test]
+fn proposals_are_refused_while_leadership_is_handed_over() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let old = cluster.leader();
+    let new = if old == 3 { 1 } else { 3 };
+    cluster.cut_off.insert(new);
+    cluster.node(old).driver.transfer_leader(new);
+    let driver = &mut cluster.node(old).driver;
+    assert_eq!(driver.status().transferee, new);
+    assert_eq!(driver.propose(vec!["a".into()]), Err(Error::Transferring));
+    cluster.ticks(15);
+    cluster.propose(old, "given up");
+}
+
+/// A restart finds what was durable, applies on from there, and leads or follows as before.
+#[test]
+fn members_restart_from_their_logs() {
+    for members in [&[7][..], &[1, 2, 3]] {
+        let mut cluster = Cluster::started(members);
+        let leader = cluster.leader();
+        for data in ["a", "b", "c"] {
+            cluster.propose(leader, data);
+        }
+        let term = cluster.node(leader).driver.status().term;
+        for &id in members {
+            cluster.node(id).restart();
+            // Some of what was applied is lost, and comes again.
+            let status = cluster.node(id).driver.status();
+            assert_eq!(status.term, term);
+            assert_eq!(status.applied, cluster.node(id).applied);
+        }
+        cluster.ticks(AN_ELECTION);
+        let leader = cluster.leader();
+        cluster.propose(leader, "d");
+        assert_eq!(cluster.data(), ["a", "b", "c", "d"]);
+    }
+}
+
+#[test]
+fn applied_may_lie_above_the_commit_index_on_the_disk() {
+    let disk = bootstrapped(&[7]);
+    let boot = Boot {
+        hard_state: HardState {
+            commit: Some(0),
+            ..disk.hard_state
+        },
+        conf_state: ConfState {
+            voters: vec![7],
+            ..ConfState::default()
+        },
+        applied: 1,
+        entries: disk.entries,
+        first_index: 1,
+        last_index: 1,
+        last_term: 1,
+        terms: Vec::new(),
+    };
+    let driver = Driver::new(Config::new(7), boot.clone()).unwrap();
+    assert_eq!(driver.status().commit, 1);
+    let bad = [
+        Boot {
+            applied: 2,
+            ..boot.clone()
+        },
+        Boot {
+            last_term: 2,
+            ..boot.clone()
+        },
+        Boot {
+            last_index: 3,
+            ..boot.clone()
+        },
+        Boot {
+            hard_state: HardState::default(),
+            ..boot.clone()
+        },
+        Boot {
+            first_index: 9,
+            ..boot.clone()
+        },
+        Boot {
+            conf_state: ConfState {
+                voters: vec![7],
+                voters_outgoing: vec![8],
+                ..ConfState::default()
+            },
+            ..boot
+        },
+    ];
+    for boot in bad {
+        let refused = Driver::new(Config::new(7), boot.clone()).err();
+        assert!(matches!(refused, Some(Error::Boot(_))), "{boot:?}");
+    }
+    let senseless = Config {
+        heartbeat_ticks: 10,
+        ..Config::new(7)
+    };
+    assert!(Driver::new(senseless, Boot::default()).is_err());
+}
+
+/// raft-rs lets a leader send before its write is durable. One that is alone has not even its term
+/// on the disk then, and would use it twice.
+#[test]
+fn a_leader_alone_says_nothing_before_its_term_is_durable() {
+    let mut cluster = Cluster::started(&[7]);
+    cluster.change(proto::raftpb::ConfChangeType::ConfChangeAddLearnerNode, 9);
+    cluster.join(9);
+    cluster.ticks(5);
+    cluster.node(7).restart();
+    cluster.node(7).disk_hangs = true;
+    cluster.sent.clear();
+    cluster.tick();
+    assert_eq!(cluster.node(7).driver.status().role, Role::Leader);
+    cluster.propose(7, "a");
+    let term = cluster.node(7).driver.status().term;
+    let early = |m: &proto::raftpb::Message| m.from == Some(7) && m.term == Some(term);
+    assert!(!cluster.sent.iter().any(early), "{:?}", cluster.sent);
+    cluster.node(7).disk_hangs = false;
+    cluster.settle();
+    assert!(
+        cluster
+            .sent
+            .iter()
+            .any(|m| is(m, MessageType::MsgApp) && early(m))
+    );
+    assert_eq!(cluster.data(), ["a"]);
+}
