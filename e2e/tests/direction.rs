@@ -24,8 +24,8 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("mvcc", Core, &["proto"]),
     ("state", Core, &["proto", "mvcc"]),
     ("wal", Core, &["proto"]),
-    ("consensus", Core, &["proto"]),
     ("watch", Core, &["proto", "mvcc"]),
+    ("consensus", Core, &["proto"]),
     ("config", Core, &[]),
     ("engine", Edge, &["mvcc"]),
     ("api", Edge, &["proto", "state"]),
@@ -46,9 +46,6 @@ const NOT_IN_THE_CORE: &[&str] = &[
     "socket2",
     "rand",
 ];
-
-/// What a crate of the core may be built with nevertheless, and need not use: raft-rs draws its
-/// election timeouts at random, from a range that the driver narrows to one value.
 
 /// What a crate of the core may be built with nevertheless, and need not use: raft-rs draws its
 /// election timeouts at random, from a range that the driver narrows to one value.
