@@ -2,6 +2,7 @@
 //! some would commit what etcd cannot apply.
 
 use proto::raftpb;
+use protobuf::ProtobufEnum;
 use raft::{
     RawNode, StateRole,
     eraftpb::{Entry, Message, MessageType},
@@ -20,7 +21,9 @@ pub(crate) fn check(node: &RawNode<LogStore>, message: raftpb::Message) -> Resul
     if message.to != Some(node.raft.id) {
         return malformed("addressed to another member");
     }
-    if from == 0 || from == node.raft.id {
+    // What this member forwarded to a former leader comes back when that one now follows it.
+    let forwarded = [T::MsgPropose, T::MsgReadIndex].map(|kind| Some(kind.value()));
+    if from == 0 || (from == node.raft.id && !forwarded.contains(&message.r#type)) {
         return malformed("no sender, or this member itself");
     }
     if message.r#type == Some(raftpb::MessageType::MsgSnap as i32) {

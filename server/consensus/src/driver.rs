@@ -378,9 +378,9 @@ impl Driver {
     }
 
     /// A leader hands over to the voter `to`, once that one has all entries; given up after an
-    /// election timeout. Proposals are refused meanwhile.
+    /// election timeout. Proposals are refused meanwhile. Others ask their leader to do so.
     pub fn transfer_leader(&mut self, to: u64) {
-        if self.usable().is_ok() {
+        if self.usable().is_ok() && to != self.node.raft.leader_id {
             self.node.transfer_leader(to);
         }
     }

@@ -79,6 +79,13 @@ impl LogStore {
         let Some(conf_state) = codec::conf_state_in(&boot.conf_state) else {
             return refuse("the membership is a joint one, which is never entered".into());
         };
+        let runs = boot.terms.windows(2);
+        if runs
+            .into_iter()
+            .any(|two| two[0].first >= two[1].first || two[0].term >= two[1].term)
+        {
+            return refuse("the terms do not rise".into());
+        }
         let mut store = Self {
             boot: RaftState::new(hard_state, conf_state),
             first,
@@ -101,6 +108,11 @@ impl LogStore {
         if store.term_of(last) != Some(boot.last_term) {
             let (found, said) = (store.term_of(last), boot.last_term);
             return refuse(format!("the last entry has term {found:?} and not {said}"));
+        }
+        // All later terms follow from the first one's being there.
+        let oldest = cmp::max(first - 1, 1);
+        if last > 0 && store.term_of(oldest).is_none() {
+            return refuse(format!("the term of entry {oldest} is missing"));
         }
         if boot.last_term > store.boot.hard_state.term {
             return refuse("the last entry's term is above the log's state".into());

@@ -23,7 +23,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    fn write(&mut self, append: &Append) {
+    pub(super) fn write(&mut self, append: &Append) {
         if let Some(first) = append.entries.first() {
             let kept = first.index.unwrap() - 1;
             assert!(kept <= self.entries.len() as u64, "a gap in the log");
@@ -35,7 +35,7 @@ impl Disk {
         }
     }
 
-    fn read(&self, request: &FetchRequest) -> Vec<Entry> {
+    pub(super) fn read(&self, request: &FetchRequest) -> Vec<Entry> {
         let wanted = &self.entries[request.lo as usize - 1..request.hi as usize - 1];
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
@@ -160,7 +160,7 @@ impl Node {
     }
 }
 
-fn boot(disk: &Disk, applied: u64, conf_state: ConfState) -> Boot {
+pub(super) fn boot(disk: &Disk, applied: u64, conf_state: ConfState) -> Boot {
     Boot {
         hard_state: disk.hard_state,
         conf_state,

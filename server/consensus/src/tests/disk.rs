@@ -126,3 +126,84 @@ fn the_commit_index_reaches_the_disk_without_another_entry() {
     assert_eq!(cluster.node(7).disk.hard_state.commit, Some(commit));
     assert_eq!(commit, 3);
 }
+
+/// The newest entries come with the boot, the older ones as terms only.
+#[test]
+fn a_log_boots_from_its_tail_and_its_terms() {
+    use crate::{Boot, TermRun, term_runs};
+    use proto::raftpb::{ConfState, Entry, HardState};
+    let entry = |index, term| Entry {
+        r#type: Some(0),
+        term: Some(term),
+        index: Some(index),
+        data: Some("x".into()),
+    };
+    let terms = |index| (100..=120).contains(&index).then(|| 2 + index / 110);
+    let boot = |first_index, applied| Boot {
+        hard_state: HardState {
+            term: Some(5),
+            vote: Some(0),
+            commit: Some(118),
+        },
+        conf_state: ConfState {
+            voters: vec![7],
+            ..ConfState::default()
+        },
+        applied,
+        entries: (115..=120).map(|index| entry(index, 3)).collect(),
+        first_index,
+        last_index: 120,
+        last_term: 3,
+        terms: term_runs(100, 114, terms).unwrap(),
+    };
+    let good = boot(101, 105);
+    let mut driver = Driver::new(Config::new(7), good.clone()).unwrap();
+    assert_eq!(driver.node.raft.raft_log.term(100).unwrap(), 2);
+    assert_eq!(driver.node.raft.raft_log.term(110).unwrap(), 3);
+    assert_eq!(driver.status().commit, 118);
+    let request = driver.poll().and_then(|output| output.fetch).unwrap();
+    assert_eq!((request.lo, request.hi), (106, 115));
+    let old = (106..115).map(|index| entry(index, 2 + index / 110));
+    driver.fetched(request, old.collect()).unwrap();
+    let mut applied = 105;
+    while let Some(output) = driver.poll() {
+        applied += output.apply.len() as u64;
+        driver.applied(applied);
+    }
+    assert_eq!(applied, 118);
+    driver.tick(0);
+    assert_eq!(driver.status().role, Role::Leader);
+
+    let bad = [
+        // The term before the first entry is missing, or all before the tail are.
+        boot(100, 105),
+        Boot {
+            terms: Vec::new(),
+            ..good.clone()
+        },
+        Boot {
+            terms: vec![
+                TermRun {
+                    first: 100,
+                    term: 2,
+                },
+                TermRun { first: 90, term: 3 },
+            ],
+            ..good.clone()
+        },
+        // A tail with a hole, and one that falls in terms.
+        Boot {
+            entries: vec![entry(115, 3), entry(117, 3)],
+            ..good.clone()
+        },
+        Boot {
+            entries: vec![entry(119, 2), entry(120, 3)],
+            ..good.clone()
+        },
+        boot(101, 99),
+    ];
+    for boot in bad {
+        let refused = Driver::new(Config::new(7), boot.clone()).err();
+        assert!(matches!(refused, Some(Error::Boot(_))), "{boot:?}");
+    }
+}

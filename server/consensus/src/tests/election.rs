@@ -229,3 +229,68 @@ fn a_leader_alone_says_nothing_before_its_term_is_durable() {
     );
     assert_eq!(cluster.data(), ["a"]);
 }
+
+/// The log's thread sends a vote request and reports the write a moment later, the wrong way round:
+/// raft-rs would panic about a leader whose own entries are not durable.
+#[test]
+fn a_vote_that_overtakes_the_report_of_its_write_is_lost() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let old = cluster.leader();
+    let id = old % 3 + 1;
+    cluster.node(id).disk_hangs = true;
+    cluster.propose(old, "a");
+    cluster.cut_off.insert(id);
+    let reply = |kind, term| proto::raftpb::Message {
+        r#type: Some(kind as i32),
+        to: Some(id),
+        from: Some(old),
+        term: Some(term),
+        ..Default::default()
+    };
+    let node = cluster.node(id);
+    let term = node.driver.status().term;
+    while node.driver.status().role != Role::PreCandidate {
+        node.driver.tick(0);
+        while node.driver.poll().is_some() {}
+    }
+    let yes = reply(MessageType::MsgPreVoteResp, term + 1);
+    node.driver.step(yes).unwrap();
+    while let Some(output) = node.driver.poll() {
+        node.writes.extend(output.append);
+    }
+    assert_eq!(node.driver.status().role, Role::Candidate);
+    let vote = reply(MessageType::MsgVoteResp, term + 1);
+    node.driver.step(vote.clone()).unwrap();
+    assert_eq!(node.driver.status().role, Role::Candidate);
+    let last = node.writes.back().unwrap().number;
+    node.driver.persisted(last);
+    node.driver.step(vote).unwrap();
+    assert_eq!(node.driver.status().role, Role::Leader);
+}
+
+/// A member alone wins by its own vote, on the spot; raft-rs would panic as above.
+#[test]
+fn a_member_alone_stands_only_when_all_of_its_log_is_durable() {
+    let mut cluster = Cluster::started(&[1, 2]);
+    let leader = cluster.leader();
+    let other = 3 - leader;
+    cluster.propose(leader, "a");
+    let remove = change(proto::raftpb::ConfChangeType::ConfChangeRemoveNode, leader);
+    cluster.node(other).disk_hangs = true;
+    cluster.propose(leader, "b");
+    // As if the removal had been applied just now, with "b" on its way to the disk.
+    let node = cluster.node(other);
+    node.driver.apply_conf_change(&remove).unwrap();
+    for _ in 0..AN_ELECTION {
+        node.driver.tick(1);
+        while let Some(output) = node.driver.poll() {
+            node.writes.extend(output.append);
+        }
+    }
+    assert_eq!(node.driver.status().role, Role::Follower);
+    node.disk_hangs = false;
+    cluster.cut_off.insert(leader);
+    cluster.settle();
+    cluster.tick();
+    assert_eq!(cluster.leader(), other);
+}
