@@ -1,6 +1,6 @@
-//! The node.
+//! The node and its inputs. What comes out of it is in `outputs.rs`.
 
-use std::{cmp, collections::VecDeque, mem};
+use std::{cmp, collections::VecDeque};
 
 use bytes::Bytes;
 use proto::raftpb;
@@ -10,16 +10,9 @@ use raft::{
 };
 
 use crate::{
-    Append, Boot, Config, Error, FetchRequest, Output, PeerStatus, ReadReady, Role, SoftState,
-    Status, boundary,
-    clock::Clock,
-    codec,
-    fetch::Purpose,
-    inflight::{Inflight, Write},
-    logger,
-    membership::Removed,
-    reads::{self, Reads},
-    store::{Gate, LogStore, weight},
+    Boot, Config, Error, FetchRequest, PeerStatus, Role, SoftState, Status, boundary, clock::Clock,
+    codec, fetch::Purpose, inflight::Inflight, logger, membership::Removed, reads::Reads,
+    store::LogStore,
 };
 
 /// One member of a raft group.
@@ -33,22 +26,22 @@ pub struct Driver {
     pub(crate) removed: Removed,
     /// The newest term that is durable. A leader of a newer one waits with its messages.
     pub(crate) durable_term: u64,
-    config: Config,
-    clock: Clock,
-    reads: Reads,
-    inflight: Inflight,
-    stalled: bool,
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) reads: Reads,
+    pub(crate) inflight: Inflight,
+    pub(crate) stalled: bool,
     /// What raft last reported, to notice a change.
-    reported: (SoftState, HardState),
-    announced: bool,
+    pub(crate) reported: (SoftState, HardState),
+    pub(crate) announced: bool,
     /// A state in which only the commit index changed; goes with the next write, or with a tick.
-    unwritten: Option<HardState>,
+    pub(crate) unwritten: Option<HardState>,
     /// A tick has passed since the last poll.
-    ticked: bool,
-    last_number: u64,
-    handed_out: u64,
-    unapplied: VecDeque<(u64, usize)>,
-    unapplied_bytes: usize,
+    pub(crate) ticked: bool,
+    pub(crate) last_number: u64,
+    pub(crate) handed_out: u64,
+    pub(crate) unapplied: VecDeque<(u64, usize)>,
+    pub(crate) unapplied_bytes: usize,
 }
 
 impl Driver {
@@ -108,7 +101,7 @@ impl Driver {
 
     /// One tick of the caller's clock.
     ///
-    /// `oldest_append_age_ticks` is how long the oldest [`Append`] that is not reported as persisted
+    /// `oldest_append_age_ticks` is how long the oldest [`crate::Append`] that is not reported as persisted
     /// has been waiting; 0 when there is none. From one election timeout on, this member neither
     /// ticks, sends, votes nor takes messages, until a tick with less or until all is persisted: a
     /// leader with a hung disk would otherwise lead for ever and commit nothing of its own.
@@ -238,8 +231,9 @@ impl Driver {
     }
 
     /// Asks for the index that a linearizable read must wait for. The answer is in
-    /// [`Output::reads`], under `ctx`, which must be unique in the cluster. It may never come, after
-    /// a change of leader or a lost message; ask again then, under the same `ctx` or another.
+    /// [`crate::Output::reads`], under `ctx`, which must be unique in the cluster. It may never come, after
+    /// a change of leader or a lost message; ask again then, under the same `ctx` or another. It
+    /// comes as often as was asked, at most.
     ///
     /// # Errors
     /// [`Error::Removed`].
@@ -295,7 +289,7 @@ impl Driver {
         log.persisted == log.last_index()
     }
 
-    /// All writes up to [`Append::number`] `number` are durable.
+    /// All writes up to [`crate::Append::number`] `number` are durable.
     pub fn persisted(&mut self, number: u64) {
         let finished = self.inflight.finish(number);
         self.durable_term = finished.term.unwrap_or(self.durable_term);
@@ -329,7 +323,7 @@ impl Driver {
         }
     }
 
-    /// The answer to [`Output::fetch`]: the entries from `lo` on. None when the log no longer holds
+    /// The answer to [`crate::Output::fetch`]: the entries from `lo` on. None when the log no longer holds
     /// them, which is an error only when they are yet to be applied.
     ///
     /// # Errors
@@ -375,6 +369,13 @@ impl Driver {
         let fits =
             |(index, entry): (u64, &Entry)| entry.index == index && self.node.store().holds(entry);
         (lo..).zip(&entries).all(fits).then_some(entries)
+    }
+
+    /// The log no longer holds entries before `first_index`. Nothing that is yet to be applied may
+    /// be dropped; a follower that needs what was is named in [`crate::Output::needs_snapshot`].
+    pub fn compacted(&mut self, first_index: u64) {
+        let kept = cmp::min(first_index, self.node.raft.raft_log.applied + 1);
+        self.node.mut_store().compact(kept);
     }
 
     /// A leader hands over to the voter `to`, once that one has all entries; given up after an
@@ -432,143 +433,9 @@ impl Driver {
             peers: peers.collect(),
         }
     }
-
-    /// The next bunch of work, if there is any.
-    pub fn poll(&mut self) -> Option<Output> {
-        self.clock.polled();
-        if self.removed.oneself {
-            return self.removed.parting.take();
-        }
-        if self.stalled {
-            return None;
-        }
-        self.reads.release(&mut self.node);
-        let mut output = Output::default();
-        let soft = soft_state(&self.node);
-        if !self.announced || soft != self.reported.0 {
-            output.soft = Some(soft);
-            self.announced = true;
-        }
-        if self.has_ready() {
-            self.take_ready(&mut output);
-        }
-        self.reported = (soft, self.node.raft.hard_state());
-        self.write_commit(&mut output);
-        let store = self.node.store();
-        output.fetch = store.fetches.borrow_mut().next_unsent();
-        output.needs_snapshot = store.take_needs_snapshot();
-        (output != Output::default()).then_some(output)
-    }
-
-    /// raft's own answer, without entries that are not wanted now.
-    fn has_ready(&self) -> bool {
-        let raft = &self.node.raft;
-        !raft.msgs.is_empty()
-            || !raft.read_states.is_empty()
-            || !raft.raft_log.unstable_entries().is_empty()
-            || soft_state(&self.node) != self.reported.0
-            || raft.hard_state() != self.reported.1
-            || (self.takes_entries() && raft.raft_log.has_next_entries_since(self.handed_out))
-    }
-
-    /// Whether more entries may be handed out for apply.
-    fn takes_entries(&self) -> bool {
-        let fetches = self.node.store().fetches.borrow();
-        self.unapplied_bytes < self.config.max_unapplied_bytes && !fetches.awaits_apply()
-    }
-
-    fn take_ready(&mut self, output: &mut Output) {
-        let gate = match self.takes_entries() {
-            true => Gate::Open,
-            false => Gate::Shut,
-        };
-        self.node.store().gate.set(gate);
-        let mut ready = self.node.ready();
-        self.node.store().gate.set(Gate::Scan);
-
-        let number = ready.number();
-        let hard_state = ready.hs().cloned();
-        let entries = ready.take_entries();
-        let must_sync = ready.must_sync();
-        let mut send = ready.take_messages();
-        let mut then_send = ready.take_persisted_messages();
-        output.reads = own_reads(ready.take_read_states());
-        output.apply = self.hand_out(ready.take_committed_entries());
-        let bytes = self.node.mut_store().append(&entries);
-        self.node.advance_append_async(ready);
-        self.last_number = number;
-
-        if self.durable_term < self.node.raft.term {
-            // Only a leader that is alone has a term that is not durable. After a crash it would
-            // take the same term again, for other entries than its learners have got.
-            then_send.append(&mut send);
-        }
-        let (promises, rest): (Vec<_>, Vec<_>) = then_send.into_iter().partition(is_promise);
-        send.extend(rest);
-        self.unwritten = hard_state.or(self.unwritten.take());
-        let waits = !promises.is_empty() && !self.inflight.is_empty();
-        if must_sync || waits {
-            self.write(output, entries, promises, (must_sync, bytes));
-        } else {
-            send.extend(promises);
-            if self.inflight.is_empty() {
-                self.node.on_persist_ready(number);
-            }
-        }
-        output.send = send.into_iter().map(codec::message_out).collect();
-    }
-
-    fn hand_out(&mut self, entries: Vec<Entry>) -> Vec<raftpb::Entry> {
-        let Some(last) = entries.last() else {
-            return Vec::new();
-        };
-        self.handed_out = last.index;
-        let bytes = entries.iter().map(weight).sum();
-        self.unapplied.push_back((self.handed_out, bytes));
-        self.unapplied_bytes += bytes;
-        self.node.store().fetches.borrow_mut().to_apply = Vec::new();
-        entries.into_iter().map(codec::entry_out).collect()
-    }
-
-    fn write(
-        &mut self,
-        output: &mut Output,
-        entries: Vec<Entry>,
-        promises: Vec<Message>,
-        (must_sync, bytes): (bool, usize),
-    ) {
-        let ends = entries.first().zip(entries.last());
-        let hard_state = self.unwritten.take();
-        self.inflight.push(Write {
-            number: self.last_number,
-            range: ends.map(|(first, last)| (first.index, last.index)),
-            term: hard_state.as_ref().map(|state| state.term),
-            bytes,
-        });
-        output.append = Some(Append {
-            number: self.last_number,
-            entries: entries.into_iter().map(codec::entry_out).collect(),
-            hard_state: hard_state.as_ref().map(codec::hard_state_out),
-            snapshot: None,
-            must_sync,
-            then_send: promises.into_iter().map(codec::message_out).collect(),
-        });
-    }
-
-    /// A commit index that no write has taken along goes by itself, once a tick.
-    fn write_commit(&mut self, output: &mut Output) {
-        if !mem::take(&mut self.ticked) || !self.inflight.is_empty() || output.append.is_some() {
-            return;
-        }
-        output.append = self.unwritten.take().map(|state| Append {
-            number: self.last_number,
-            hard_state: Some(codec::hard_state_out(&state)),
-            ..Append::default()
-        });
-    }
 }
 
-fn soft_state(node: &RawNode<LogStore>) -> SoftState {
+pub(crate) fn soft_state(node: &RawNode<LogStore>) -> SoftState {
     SoftState {
         leader: node.raft.leader_id,
         role: match node.raft.state {
@@ -579,26 +446,4 @@ fn soft_state(node: &RawNode<LogStore>) -> SoftState {
         },
         term: node.raft.term,
     }
-}
-
-/// Whether a message says something that must be durable first. What a member forwards is not its
-/// own word, and an answer to a heartbeat only says that it lives and follows.
-fn is_promise(message: &Message) -> bool {
-    !matches!(
-        message.msg_type,
-        MessageType::MsgPropose
-            | MessageType::MsgReadIndex
-            | MessageType::MsgTransferLeader
-            | MessageType::MsgHeartbeatResponse
-    )
-}
-
-/// Answers under a context that is not ours are nobody's.
-fn own_reads(states: Vec<raft::ReadState>) -> Vec<ReadReady> {
-    let ready = states.into_iter().filter_map(|state| {
-        let ctx = reads::context(&state.request_ctx)?;
-        let index = state.index;
-        Some(ReadReady { ctx, index })
-    });
-    ready.collect()
 }

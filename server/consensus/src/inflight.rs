@@ -57,24 +57,22 @@ impl Inflight {
             finished.term = write.term.or(finished.term);
             self.durable += 1;
         }
-        while self.durable > 0 && !self.first_is_replaced() {
-            let Some(write) = self.writes.pop_front() else {
-                break;
-            };
-            self.durable -= 1;
-            self.bytes -= write.bytes;
+        let undurable = self.writes.range(self.durable..);
+        let replaced_from = undurable
+            .filter_map(|write| write.range)
+            .map(|(first, _)| first)
+            .min();
+        let replaced_from = replaced_from.unwrap_or(u64::MAX);
+        while self.durable > 0
+            && let Some(write) = self.writes.front()
+            && write.range.is_none_or(|(_, last)| last < replaced_from)
+        {
             finished.number = Some(write.number);
+            self.bytes -= write.bytes;
+            self.durable -= 1;
+            self.writes.pop_front();
         }
         finished
-    }
-
-    fn first_is_replaced(&self) -> bool {
-        let Some((_, last)) = self.writes.front().and_then(|write| write.range) else {
-            return false;
-        };
-        let later = self.writes.iter().skip(self.durable.max(1));
-        let mut replaced = later.filter_map(|write| write.range);
-        replaced.any(|(first, _)| first <= last)
     }
 }
 

@@ -9,8 +9,9 @@
 //! Not here yet: receiving and sending snapshots. A received one is refused, and a peer that needs
 //! one is reported in [`Output::needs_snapshot`].
 //!
-//! Start reading in `types.rs` (what goes in and out), then `driver.rs` (`poll` is the heart),
-//! then `store.rs` (the log as raft sees it) and `boundary.rs` (what never reaches raft).
+//! Start reading in `types.rs` (what goes in and out), then `driver.rs` (the inputs) and `outputs.rs`
+//! (`poll` is the heart), then `store.rs` (the log as raft sees it) and `boundary.rs` (what never
+//! reaches raft).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -23,6 +24,7 @@ mod fetch;
 mod inflight;
 mod logger;
 mod membership;
+mod outputs;
 mod reads;
 mod store;
 mod terms;

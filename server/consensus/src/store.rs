@@ -212,6 +212,14 @@ impl LogStore {
         }
     }
 
+    /// The log begins at `first` from now on; the term before it is kept.
+    pub(crate) fn compact(&mut self, first: u64) {
+        if first > self.first {
+            self.first = first;
+            self.terms.compact(first - 1);
+        }
+    }
+
     /// The peers that raft wanted to send a snapshot to.
     pub(crate) fn take_needs_snapshot(&self) -> Vec<u64> {
         self.needs_snapshot.take().into_iter().collect()

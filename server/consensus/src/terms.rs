@@ -60,6 +60,12 @@ impl Terms {
         }
     }
 
+    /// Forgets runs that end before `index`.
+    pub(crate) fn compact(&mut self, index: u64) {
+        let begun = self.runs.partition_point(|run| run.first <= index);
+        self.runs.drain(..begun.saturating_sub(1));
+    }
+
     /// Forgets the entries from `index` on.
     pub(crate) fn truncate(&mut self, index: u64) {
         let kept = self.runs.partition_point(|run| run.first < index);
@@ -108,5 +114,13 @@ mod tests {
         terms.truncate(2);
         terms.push(2, 5);
         assert_eq!((terms.get(1), terms.get(9)), (Some(1), Some(5)));
+        terms.push(3, 6);
+        terms.compact(2);
+        assert_eq!(
+            (terms.get(1), terms.get(2), terms.get(3)),
+            (None, Some(5), Some(6))
+        );
+        terms.compact(7);
+        assert_eq!((terms.get(2), terms.get(7)), (None, Some(6)));
     }
 }

@@ -188,6 +188,11 @@ prop_compose! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
     /// Whatever comes, raft does not panic, except where its own rules are broken beyond what any
     /// single message shows.
     #[test]
@@ -203,6 +208,27 @@ proptest! {
             cluster.settle();
             if tick {
                 cluster.ticks(4);
+            }
+        }
+    }
+
+    #[test]
+    fn no_message_makes_a_leader_panic(messages in prop::collection::vec((any_message(), any::<bool>()), 0..40)) {
+        let mut cluster = Cluster::started(&[1, 2, 3]);
+        let leader = cluster.leader();
+        cluster.propose(leader, "a");
+        let peers: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+        cluster.cut_off = peers.into_iter().collect();
+        for (mut message, tick) in messages {
+            message.to = Some(leader);
+            if let Err(refused) = cluster.node(leader).driver.step(message)
+                && refused.is_fatal()
+            {
+                break;
+            }
+            cluster.settle();
+            if tick {
+                cluster.tick();
             }
         }
     }

@@ -207,3 +207,30 @@ fn a_log_boots_from_its_tail_and_its_terms() {
         assert!(matches!(refused, Some(Error::Boot(_))), "{boot:?}");
     }
 }
+
+#[test]
+fn a_follower_behind_the_log_is_reported_and_nothing_panics() {
+    let mut cluster = Cluster::started(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let away = leader % 3 + 1;
+    cluster.cut_off.insert(away);
+    for data in ["a", "b", "c"] {
+        cluster.propose(leader, data);
+    }
+    let driver = &mut cluster.node(leader).driver;
+    // More than may be dropped: what is applied is the bound.
+    driver.compacted(u64::MAX);
+    let applied = driver.status().applied;
+    assert_eq!(driver.node.raft.raft_log.first_index(), applied + 1);
+    cluster.cut_off.clear();
+    cluster.ticks(AN_ELECTION);
+    assert!(cluster.node(leader).needs_snapshot.contains(&away));
+    assert_eq!(cluster.leader(), leader);
+    cluster.propose(leader, "d");
+    assert_eq!(cluster.node(leader).data.len(), 4);
+    assert_eq!(cluster.node(away).data.len(), 0);
+    // Failed sends are nothing new to it.
+    cluster.node(leader).driver.report_snapshot(away, false);
+    cluster.ticks(3);
+    assert_eq!(cluster.leader(), leader);
+}

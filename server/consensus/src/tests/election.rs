@@ -294,3 +294,18 @@ fn a_member_alone_stands_only_when_all_of_its_log_is_durable() {
     cluster.tick();
     assert_eq!(cluster.leader(), other);
 }
+
+#[test]
+fn the_wait_for_a_leader_can_be_shortened_but_not_skipped() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    let driver = &mut cluster.node(1).driver;
+    driver.advance_election_clock(usize::MAX);
+    assert_eq!(driver.status().role, Role::Follower);
+    let mut ticks = 0;
+    while driver.status().role == Role::Follower {
+        driver.tick(0);
+        while driver.poll().is_some() {}
+        ticks += 1;
+    }
+    assert!((1..=10).contains(&ticks), "{ticks}");
+}

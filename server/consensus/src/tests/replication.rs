@@ -135,7 +135,11 @@ fn bytes_on_their_way_are_bounded() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     /// Members that hang, crash and are cut off apply the same entries, and lose none that were
     /// acknowledged.
