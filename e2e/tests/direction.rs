@@ -29,6 +29,21 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("config", Core, &[]),
     ("engine", Edge, &["mvcc"]),
     ("api", Edge, &["proto", "state"]),
+    (
+        "cairn",
+        Edge,
+        &[
+            "api",
+            "config",
+            "consensus",
+            "engine",
+            "mvcc",
+            "proto",
+            "state",
+            "wal",
+            "watch",
+        ],
+    ),
     ("e2e", Edge, &[]),
 ];
 

@@ -1,0 +1,188 @@
+//! The apply thread: the only one that writes to the state. One engine write for each batch of
+//! entries; then the new state is published, watchers and callers are told, and raft.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use crossbeam_channel::{Receiver, TryRecvError};
+use engine::RocksEngine;
+use mvcc::{CompactionProgress, Engine};
+use proto::raftpb::Entry;
+use state::{Machine, Outcome};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::{
+    raft::RaftInput,
+    shared::{Ended, Shared, Snapshot},
+};
+
+/// Bytes of entries that are gathered into one batch, about.
+const BATCH_BYTES: usize = 8 << 20;
+/// Unflushed bytes of the engine at which it is flushed: bounds what a restart replays.
+const FLUSH_AT_BYTES: u64 = 64 << 20;
+/// Bytes of entries applied at which it is flushed.
+const FLUSH_AT_LOG_BYTES: usize = 32 << 20;
+
+/// What the apply thread is told.
+pub(crate) enum ApplyInput {
+    /// Committed entries, in order.
+    Entries(Vec<Entry>),
+    /// The engine was defragmented; answered when it is accounted for.
+    Defragmented(oneshot::Sender<()>),
+    /// To end.
+    Stop,
+}
+
+/// What others do for the apply thread.
+pub(crate) enum Chore {
+    /// Tell these callers that there is no space, once the alarm is raised.
+    RaiseNoSpace(Vec<u64>),
+    /// Compute the hash of a compaction.
+    Hash(mvcc::CompactionHash<Snapshot>),
+}
+
+pub(crate) struct ApplyThread {
+    pub machine: Machine<RocksEngine>,
+    pub shared: Arc<Shared>,
+    pub inputs: Receiver<ApplyInput>,
+    pub chores: mpsc::UnboundedSender<Chore>,
+    /// Entry bytes since the last flush.
+    pub log_bytes: usize,
+}
+
+impl ApplyThread {
+    /// Runs until it is told to stop, or the node cannot go on.
+    pub fn run(mut self) {
+        if let Err(error) = self.serve() {
+            self.shared.fatal(error);
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), state::Fatal> {
+        loop {
+            let input = match self.inputs.try_recv() {
+                Ok(input) => input,
+                Err(TryRecvError::Empty) if self.machine.compaction_pending() => {
+                    self.compact()?;
+                    continue;
+                }
+                Err(TryRecvError::Empty) => match self.inputs.recv() {
+                    Ok(input) => input,
+                    Err(_) => return Ok(()),
+                },
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            };
+            match input {
+                ApplyInput::Entries(entries) => {
+                    let (entries, then) = self.gather(entries);
+                    self.apply(&entries)?;
+                    // Compaction goes on under load too, a piece for each batch.
+                    if self.machine.compaction_pending() {
+                        self.compact()?;
+                    }
+                    match then {
+                        Some(ApplyInput::Defragmented(done)) => self.defragmented(done)?,
+                        Some(ApplyInput::Stop) => return Ok(()),
+                        _ => {}
+                    }
+                }
+                ApplyInput::Defragmented(done) => self.defragmented(done)?,
+                ApplyInput::Stop => return Ok(()),
+            }
+        }
+    }
+
+    /// Adds the entries that wait, up to a bound; and what came behind them, if it is no entry.
+    fn gather(&self, mut entries: Vec<Entry>) -> (Vec<Entry>, Option<ApplyInput>) {
+        let size = |entries: &[Entry]| -> usize {
+            let data = entries.iter().filter_map(|entry| entry.data.as_ref());
+            data.map(bytes::Bytes::len).sum()
+        };
+        let mut bytes = size(&entries);
+        while bytes < BATCH_BYTES {
+            match self.inputs.try_recv() {
+                Ok(ApplyInput::Entries(more)) => {
+                    bytes += size(&more);
+                    entries.extend(more);
+                }
+                Ok(other) => return (entries, Some(other)),
+                Err(_) => break,
+            }
+        }
+        (entries, None)
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), state::Fatal> {
+        let shared = Arc::clone(&self.shared);
+        let awaited = |id| shared.is_awaited(id);
+        let outcome = self.machine.apply(entries, shared.now(), &awaited)?;
+        let data = entries.iter().filter_map(|entry| entry.data.as_ref());
+        self.log_bytes += data.map(bytes::Bytes::len).sum::<usize>();
+        self.publish(outcome);
+        self.flush()
+    }
+
+    fn publish(&mut self, outcome: Outcome<Snapshot>) {
+        let shared = &self.shared;
+        let applied = outcome.published.applied;
+        let revision = outcome.published.view.revision();
+        shared.published.store(Arc::clone(&outcome.published));
+        shared.watches.publish(&outcome.events, revision);
+        if outcome.term_began
+            && shared.is_leader()
+            && applied.term == shared.raft.term.load(Ordering::Acquire)
+        {
+            // All of earlier terms is applied: from here on this member's clock ends leases.
+            let now = shared.now();
+            super::lessor(shared).promote(now, shared.settings.election);
+        }
+        shared.answer(outcome.replies);
+        shared.set_applied(applied.index);
+        let changes = outcome.conf_changes.into_iter().map(|c| c.change).collect();
+        let input = RaftInput::Applied {
+            index: applied.index,
+            changes,
+        };
+        // Raft is gone only when the node ends.
+        let _ = shared.to_raft.send(input);
+        if !outcome.beyond_quota.is_empty() {
+            warn!("the store is beyond its quota; raising the NOSPACE alarm");
+            let _ = self.chores.send(Chore::RaiseNoSpace(outcome.beyond_quota));
+        }
+        if let Some(hash) = outcome.compaction_hash {
+            let _ = self.chores.send(Chore::Hash(hash));
+        }
+        if outcome.removed_self {
+            shared.end(Ended::Removed);
+        }
+    }
+
+    fn compact(&mut self) -> Result<(), state::Fatal> {
+        let progress = self.machine.compaction_step()?;
+        self.shared.published.store(self.machine.published());
+        if let CompactionProgress::Finished(revision) = progress {
+            info!(
+                "compact-revision" = revision,
+                "finished scheduled compaction"
+            );
+            self.shared.compacted.send_replace(revision);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), state::Fatal> {
+        let engine = self.machine.engine();
+        if self.log_bytes >= FLUSH_AT_LOG_BYTES || engine.unflushed_bytes() >= FLUSH_AT_BYTES {
+            self.log_bytes = 0;
+            engine.flush_all(false)?;
+        }
+        Ok(())
+    }
+
+    fn defragmented(&mut self, done: oneshot::Sender<()>) -> Result<(), state::Fatal> {
+        self.machine.defragmented()?;
+        self.shared.published.store(self.machine.published());
+        let _ = done.send(());
+        Ok(())
+    }
+}

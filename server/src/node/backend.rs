@@ -1,0 +1,484 @@
+//! What clients ask of a node.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use api::{
+    Backend,
+    backend::{Identity, Limits, Standing, Versions},
+};
+use mvcc::Engine;
+use prost::Message;
+use proto::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
+    DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+    InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
+    LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, StatusResponse,
+    TxnRequest, TxnResponse,
+};
+use state::{Error, Published, Reply, validate, version};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use super::{
+    apply::ApplyInput,
+    membership,
+    raft::RaftInput,
+    shared::{MAX_APPLY_GAP, PROPOSAL_BYTES, PROPOSAL_UNIT, Shared, Snapshot},
+    telemetry, watches,
+};
+
+/// A list of more keys is read away from the tasks that serve connections.
+const SMALL_RANGE: i64 = 16;
+/// How often the end of a lease, or a new leader, is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The backend of the client edge.
+#[derive(Clone)]
+pub(crate) struct NodeBackend {
+    shared: Arc<Shared>,
+}
+
+/// Unwraps the reply that a request of this kind gets.
+macro_rules! expect {
+    ($reply:expr, $kind:ident) => {
+        match $reply {
+            Reply::$kind(response) => Ok(response),
+            // Request IDs are unique, so this reply is another's: nothing true can be said.
+            _ => Err(Error::Stopped),
+        }
+    };
+}
+
+impl NodeBackend {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn published(&self) -> Arc<Published<Snapshot>> {
+        self.shared.published.load_full()
+    }
+
+    /// Puts a request into the log and waits until it is applied.
+    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Reply, Error> {
+        let shared = &self.shared;
+        let committed = shared.raft.committed.load(Ordering::Acquire);
+        let applied = shared.applied.load(Ordering::Acquire);
+        if committed > applied + MAX_APPLY_GAP {
+            return Err(Error::TooManyRequests);
+        }
+        let id = shared.next_id();
+        request.header = Some(RequestHeader {
+            id,
+            ..RequestHeader::default()
+        });
+        validate::admit(&request)?;
+        let length = request.encoded_len();
+        if length > shared.settings.max_request_bytes {
+            return Err(Error::RequestTooLarge);
+        }
+        let began = shared.now();
+        let limit = shared.settings.request_timeout();
+        let deadline = Instant::now() + limit;
+        let outcome = timeout(limit, async {
+            let units = (length / PROPOSAL_UNIT + 1).min(PROPOSAL_BYTES / PROPOSAL_UNIT);
+            let room = shared.proposal_room.acquire_many(units as u32).await;
+            let _room = room.map_err(|_| Error::Stopped)?;
+            let reply = shared.wait_for(id);
+            let data = request.encode_to_vec().into();
+            let input = RaftInput::Propose { id, data, deadline };
+            shared.to_raft.send(input).map_err(|_| Error::Stopped)?;
+            reply.await.map_err(|_| Error::Stopped)?
+        });
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                shared.forget(id);
+                let failed = &shared.counters.failed_proposals;
+                failed.fetch_add(1, Ordering::Relaxed);
+                Err(shared.timeout_since(began))
+            }
+        }
+    }
+
+    /// Waits until all that was committed when the call began is applied.
+    async fn wait_linearizable(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        let began = shared.now();
+        let read = async {
+            let (reader, index) = oneshot::channel();
+            let input = RaftInput::Read(reader);
+            shared.to_raft.send(input).map_err(|_| Error::Stopped)?;
+            let index = index.await.map_err(|_| Error::Stopped)?;
+            shared.wait_applied(index).await;
+            Ok(())
+        };
+        match timeout(shared.settings.request_timeout(), read).await {
+            Ok(read) => read,
+            Err(_) => {
+                shared.counters.slow_reads.fetch_add(1, Ordering::Relaxed);
+                Err(shared.timeout_since(began))
+            }
+        }
+    }
+
+    /// Reads away from the tasks that serve connections.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Published<Snapshot>) -> Result<T, mvcc::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let published = self.published();
+        let read = tokio::task::spawn_blocking(move || read(&published)).await;
+        self.told(read.map_err(|_| Error::Stopped)?)
+    }
+
+    /// Parts a client's error from what ends the node.
+    fn told<T>(&self, result: Result<T, mvcc::Error>) -> Result<T, Error> {
+        result.map_err(|error| {
+            Error::of_store(&error).unwrap_or_else(|| {
+                self.shared.fatal(error);
+                Error::Stopped
+            })
+        })
+    }
+
+    /// Waits until a lease that has ended is revoked, or this member leads no more.
+    async fn wait_revoked(&self, id: i64) -> Error {
+        let limit = self.shared.settings.request_timeout();
+        let revoked = async {
+            loop {
+                {
+                    let lessor = super::lessor(&self.shared);
+                    if !lessor.contains(id) {
+                        return Error::LeaseNotFound;
+                    }
+                    if !lessor.is_primary() {
+                        return Error::NoLeader;
+                    }
+                }
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        timeout(limit, revoked).await.unwrap_or(Error::Timeout)
+    }
+
+    /// Waits until this member decides about leases. Asking another member comes with clusters of
+    /// more than one.
+    async fn wait_primary(&self) -> Result<(), Error> {
+        let primary = async {
+            while !super::lessor(&self.shared).is_primary() {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let limit = self.shared.settings.request_timeout();
+        timeout(limit, primary).await.map_err(|_| Error::Timeout)
+    }
+}
+
+impl Backend for NodeBackend {
+    type Watch = watches::Handle;
+
+    fn identity(&self) -> Identity {
+        Identity {
+            cluster_id: self.shared.settings.cluster_id,
+            member_id: self.shared.settings.member_id,
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let shared = &self.shared;
+        let published = shared.published.load();
+        let own = published.members.get(shared.settings.member_id);
+        Standing {
+            revision: published.view.revision(),
+            term: shared.raft.term.load(Ordering::Acquire),
+            leader: shared.leader(),
+            is_learner: own.is_some_and(|member| member.is_learner),
+            leaderless_for: shared.leaderless_for(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let settings = &self.shared.settings;
+        Limits {
+            max_request_bytes: settings.max_request_bytes,
+            max_txn_ops: settings.max_txn_ops,
+            max_concurrent_streams: settings.max_concurrent_streams,
+            leaderless_grace: 3 * settings.election,
+        }
+    }
+
+    fn versions(&self) -> Versions {
+        let published = self.shared.published.load();
+        Versions {
+            server: version::SERVER.to_string(),
+            cluster: published.cluster_version.map(|version| version.to_string()),
+            storage: published.storage_version.map(|version| version.to_string()),
+        }
+    }
+
+    fn alarms(&self) -> Vec<AlarmMember> {
+        self.shared.published.load().alarms.of(AlarmType::None)
+    }
+
+    fn metrics(&self) -> String {
+        telemetry::metrics(&self.shared)
+    }
+
+    async fn linearizable(&self) -> Result<(), Error> {
+        self.wait_linearizable().await
+    }
+
+    async fn range(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
+        if !r.serializable {
+            self.wait_linearizable().await?;
+        }
+        let small = r.range_end.is_empty() || r.count_only || (1..=SMALL_RANGE).contains(&r.limit);
+        if small {
+            let published = self.shared.published.load_full();
+            return self.told(published.view.range(&r));
+        }
+        self.read(move |published| published.view.range(&r)).await
+    }
+
+    async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
+        let request = InternalRaftRequest {
+            put: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, Put)
+    }
+
+    async fn delete_range(&self, r: DeleteRangeRequest) -> Result<DeleteRangeResponse, Error> {
+        let request = InternalRaftRequest {
+            delete_range: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, DeleteRange)
+    }
+
+    async fn txn(&self, r: TxnRequest) -> Result<TxnResponse, Error> {
+        if mvcc::is_read_only(&r) {
+            if !mvcc::is_serializable(&r) {
+                self.wait_linearizable().await?;
+            }
+            return self.read(move |published| published.view.txn(&r)).await;
+        }
+        let request = InternalRaftRequest {
+            txn: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, Txn)
+    }
+
+    async fn compact(&self, r: CompactionRequest) -> Result<CompactionResponse, Error> {
+        let mut compacted = self.shared.compacted.subscribe();
+        let request = InternalRaftRequest {
+            compaction: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        let response = expect!(self.propose(request).await?, Compaction)?;
+        if r.physical {
+            let done = compacted.wait_for(|done| *done >= r.revision).await;
+            done.map_err(|_| Error::Stopped)?;
+        }
+        Ok(response)
+    }
+
+    async fn lease_grant(&self, mut r: LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        while r.id == 0 {
+            // As in etcd: a request ID without its sign, which is unlike any other.
+            r.id = (self.shared.next_id() & i64::MAX as u64) as i64;
+        }
+        let request = InternalRaftRequest {
+            lease_grant: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, LeaseGrant)
+    }
+
+    async fn lease_revoke(&self, r: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Error> {
+        let request = InternalRaftRequest {
+            lease_revoke: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, LeaseRevoke)
+    }
+
+    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Error> {
+        self.wait_primary().await?;
+        let renewed = {
+            let mut lessor = super::lessor(&self.shared);
+            lessor.renew(id, self.shared.now())?
+        };
+        match renewed {
+            Some(ttl) => Ok(ttl),
+            None => Err(self.wait_revoked(id).await),
+        }
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        r: LeaseTimeToLiveRequest,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
+        self.wait_primary().await?;
+        let left = {
+            let lessor = super::lessor(&self.shared);
+            lessor.time_to_live(r.id, self.shared.now())
+        };
+        let left = left.ok_or(Error::LeaseNotFound)?;
+        let keys = match r.keys {
+            true => self.told(self.published().view.lease_keys(r.id))?,
+            false => Vec::new(),
+        };
+        Ok(LeaseTimeToLiveResponse {
+            header: None,
+            id: r.id,
+            ttl: left.remaining,
+            granted_ttl: left.granted,
+            keys,
+        })
+    }
+
+    async fn lease_leases(&self) -> Result<LeaseLeasesResponse, Error> {
+        let ids = super::lessor(&self.shared).ids();
+        Ok(LeaseLeasesResponse {
+            header: None,
+            leases: ids.into_iter().map(|id| LeaseStatus { id }).collect(),
+        })
+    }
+
+    async fn member_add(&self, r: MemberAddRequest) -> Result<(Member, Vec<Member>), Error> {
+        membership::add(&self.shared, r).await
+    }
+
+    async fn member_remove(&self, id: u64) -> Result<Vec<Member>, Error> {
+        membership::remove(&self.shared, id).await
+    }
+
+    async fn member_update(&self, r: MemberUpdateRequest) -> Result<Vec<Member>, Error> {
+        membership::update(&self.shared, r).await
+    }
+
+    async fn member_promote(&self, id: u64) -> Result<Vec<Member>, Error> {
+        membership::promote(&self.shared, id).await
+    }
+
+    async fn member_list(&self, linearizable: bool) -> Result<Vec<Member>, Error> {
+        if linearizable {
+            self.wait_linearizable().await?;
+        }
+        Ok(self.published().members.to_proto())
+    }
+
+    async fn alarm(&self, r: AlarmRequest) -> Result<AlarmResponse, Error> {
+        let request = InternalRaftRequest {
+            alarm: Some(r),
+            ..InternalRaftRequest::default()
+        };
+        expect!(self.propose(request).await?, Alarm)
+    }
+
+    async fn status(&self) -> Result<StatusResponse, Error> {
+        let shared = &self.shared;
+        let published = self.published();
+        let standing = self.standing();
+        let mut errors = Vec::new();
+        if standing.leader == 0 {
+            errors.push(Error::NoLeader.text().to_owned());
+        }
+        for alarm in published.alarms.of(AlarmType::None) {
+            let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |of| of.as_str_name());
+            errors.push(format!("memberID:{}  alarm:{name}", alarm.member_id));
+        }
+        Ok(StatusResponse {
+            header: Some(ResponseHeader {
+                revision: standing.revision,
+                ..ResponseHeader::default()
+            }),
+            version: version::SERVER.to_string(),
+            db_size: published.view.size(),
+            leader: standing.leader,
+            raft_index: shared.raft.committed.load(Ordering::Acquire),
+            raft_term: standing.term,
+            raft_applied_index: published.applied.index,
+            errors,
+            db_size_in_use: published.view.size_in_use(),
+            is_learner: standing.is_learner,
+            storage_version: published
+                .storage_version
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
+            db_size_quota: state::cost::quota(shared.settings.quota_bytes)
+                .unwrap_or(shared.settings.quota_bytes),
+            downgrade_info: Some(DowngradeInfo {
+                enabled: published.downgrade.enabled,
+                target_version: published.downgrade.target_version.clone(),
+            }),
+        })
+    }
+
+    async fn hash_kv(&self, r: HashKvRequest) -> Result<HashKvResponse, Error> {
+        let hash = move |published: &Published<Snapshot>| published.view.hash_kv(r.revision);
+        let hash = self.read(hash).await?;
+        Ok(HashKvResponse {
+            header: None,
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.revision,
+        })
+    }
+
+    async fn defragment(&self) -> Result<(), Error> {
+        let engine = Arc::clone(&self.shared.engine);
+        let done = tokio::task::spawn_blocking(move || engine.defragment()).await;
+        if let Err(error) = done.map_err(|_| Error::Stopped)? {
+            self.shared.fatal(error);
+            return Err(Error::Stopped);
+        }
+        let (done, accounted) = oneshot::channel();
+        let input = ApplyInput::Defragmented(done);
+        self.shared
+            .to_apply
+            .send(input)
+            .map_err(|_| Error::Stopped)?;
+        accounted.await.map_err(|_| Error::Stopped)
+    }
+
+    async fn move_leader(&self, target: u64) -> Result<(), Error> {
+        let shared = &self.shared;
+        if !shared.is_leader() {
+            return Err(Error::NotLeader);
+        }
+        let voter = {
+            let published = shared.published.load();
+            let target = published.members.get(target);
+            target.is_some_and(|member| !member.is_learner)
+        };
+        if !voter {
+            return Err(Error::BadLeaderTransferee);
+        }
+        if target == shared.settings.member_id {
+            return Ok(());
+        }
+        let input = RaftInput::Transfer(target);
+        shared.to_raft.send(input).map_err(|_| Error::Stopped)?;
+        let moved = async {
+            while shared.leader() != target {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let limit = shared.settings.request_timeout();
+        timeout(limit, moved).await.map_err(|_| Error::Timeout)
+    }
+
+    fn watch(&self) -> watches::Handle {
+        watches::Handle::open(&self.shared)
+    }
+}

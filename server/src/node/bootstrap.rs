@@ -1,0 +1,260 @@
+//! From a data directory to a node that can start: a new one is founded, an old one is continued,
+//! and one that belongs to somebody else is refused unchanged.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail, ensure};
+use config::Config;
+use consensus::Boot;
+use engine::RocksEngine;
+use prost::Message;
+use proto::raftpb::{Entry, EntryType, HardState};
+use state::{Machine, Member, ids, members};
+use tracing::{info, warn};
+use wal::{Metadata, OsVfs, SnapshotMark, Vfs, Wal};
+
+/// Below the data directory, as etcd has it.
+const MEMBER: &str = "member";
+const LOG: &str = "wal";
+const ENGINE: &str = "engine";
+/// The term of the entries that found a cluster.
+const FOUNDING_TERM: u64 = 1;
+
+/// A node's parts before it runs.
+pub(crate) struct Parts {
+    pub metadata: Metadata,
+    pub wal: Wal<OsVfs>,
+    pub engine: Arc<RocksEngine>,
+    pub machine: Machine<RocksEngine>,
+    pub boot: Boot,
+}
+
+/// Opens or makes what is in the data directory.
+pub(crate) fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts> {
+    let vfs = Arc::new(match config.unsafe_no_fsync {
+        true => OsVfs::without_sync(),
+        false => OsVfs::new(),
+    });
+    let folder = config.data_dir.join(MEMBER);
+    make_private(&config.data_dir)?;
+    vfs.create_dir(&folder)
+        .with_context(|| format!("could not make {}", folder.display()))?;
+    let log = config.wal_dir.clone().unwrap_or_else(|| folder.join(LOG));
+    refuse_etcds(&folder)?;
+    let founding = Founding::of(config);
+    let (wal, recovered) = open_log(&vfs, &log, &folder, config, &founding)?;
+    if let Some(repair) = &recovered.repair {
+        warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
+            "cut a torn tail off the log; nothing in it was acknowledged");
+    }
+    let metadata = recovered.metadata;
+    let engine = RocksEngine::open(&folder.join(ENGINE), &engine::Options::default())
+        .context("could not open the engine")?;
+    let engine = Arc::new(engine);
+    let machine = Machine::open(
+        Arc::clone(&engine),
+        state::Options {
+            member_id: metadata.node_id,
+            quota_bytes: config.quota_bytes,
+            max_learners: config.max_learners,
+            min_lease_ttl,
+        },
+    )?;
+    let applied = machine.published().applied.index;
+    let last = wal.last_index();
+    ensure!(
+        applied <= last,
+        "the engine in {} holds entry {applied}, but the log in {} ends at {last}: parts of the \
+         log are missing. Put the log back, or remove this member from the cluster, delete its \
+         data directory and add it again",
+        folder.join(ENGINE).display(),
+        log.display()
+    );
+    let boot = boot(&wal, &machine, recovered, applied)?;
+    Ok(Parts {
+        metadata,
+        wal,
+        engine,
+        machine,
+        boot,
+    })
+}
+
+fn boot(
+    wal: &Wal<OsVfs>,
+    machine: &Machine<RocksEngine>,
+    recovered: wal::Recovered,
+    applied: u64,
+) -> anyhow::Result<Boot> {
+    let (first_index, last_index) = (wal.first_index(), wal.last_index());
+    let reader = wal.reader();
+    let terms = consensus::term_runs(first_index, last_index, |index| reader.term(index));
+    Ok(Boot {
+        hard_state: recovered.hard_state,
+        conf_state: machine.conf_state(),
+        applied,
+        entries: recovered.entries,
+        first_index,
+        last_index,
+        last_term: reader.term(last_index).unwrap_or_default(),
+        terms: terms.context("the log has entries without a term")?,
+    })
+}
+
+/// The members that found a cluster, and the IDs that follow from them.
+struct Founding {
+    members: Vec<Member>,
+    member_id: u64,
+    cluster_id: u64,
+}
+
+impl Founding {
+    fn of(config: &Config) -> Self {
+        let member = |urls: &BTreeSet<String>| {
+            let peer_urls: Vec<String> = urls.iter().cloned().collect();
+            Member {
+                id: ids::member_id(&peer_urls, &config.cluster_token, None),
+                peer_urls,
+                ..Member::default()
+            }
+        };
+        let own = config.initial_cluster.get(&config.name).map(member);
+        let members: Vec<Member> = config
+            .initial_cluster
+            .iter()
+            .map(|(name, urls)| Member {
+                name: name.clone(),
+                ..member(urls)
+            })
+            .collect();
+        let ids: Vec<u64> = members.iter().map(|member| member.id).collect();
+        Self {
+            member_id: own.map_or(0, |own| own.id),
+            cluster_id: ids::cluster_id(&ids),
+            members,
+        }
+    }
+
+    fn metadata(&self) -> Metadata {
+        Metadata {
+            node_id: self.member_id,
+            cluster_id: self.cluster_id,
+        }
+    }
+}
+
+fn open_log(
+    vfs: &Arc<OsVfs>,
+    log: &Path,
+    folder: &Path,
+    config: &Config,
+    founding: &Founding,
+) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
+    let names = vfs.list(log).unwrap_or_default();
+    let exists = names.iter().any(|name| name.ends_with(".wal"));
+    if !exists {
+        ensure!(
+            !folder.join(ENGINE).exists(),
+            "{} holds an engine, but there is no log in {}: give --wal-dir as before, or delete \
+             the data directory if its data is not needed",
+            folder.display(),
+            log.display()
+        );
+        if config.join {
+            bail!(
+                "joining an existing cluster is not there yet; start a new one with \
+                 --initial-cluster-state=new"
+            );
+        }
+        if founding.members.len() > 1 {
+            bail!(
+                "clusters of more than one member are not there yet; start a single one with \
+                 --initial-cluster {}={}",
+                config.name,
+                config.advertise_peer.join(",")
+            );
+        }
+        if let Some(parent) = log.parent() {
+            vfs.create_dir(parent)
+                .with_context(|| format!("could not make {}", parent.display()))?;
+        }
+        Wal::create(
+            Arc::clone(vfs),
+            log,
+            founding.metadata(),
+            wal::Options::default(),
+        )
+        .with_context(|| format!("could not make the log {}", log.display()))?;
+    }
+    let (mut wal, mut recovered) = Wal::open(
+        Arc::clone(vfs),
+        log,
+        SnapshotMark::default(),
+        wal::Options::default(),
+    )
+    .with_context(|| format!("could not open the log {}", log.display()))?;
+    // A crash between making the log and founding the cluster leaves an empty log; and only such
+    // a one may be founded.
+    let unfounded = wal.last_index() == 0 && recovered.hard_state == HardState::default();
+    if unfounded && !config.join {
+        ensure!(
+            recovered.metadata == founding.metadata(),
+            "the log in {} was made for another member or cluster: give the --initial-cluster \
+             and --initial-cluster-token that it was made with, or delete the data directory",
+            log.display()
+        );
+        let (entries, hard_state) = founding_entries(&founding.members);
+        wal.append(&entries, Some(&hard_state), true)
+            .context("could not write the founding entries")?;
+        recovered.entries = entries;
+        recovered.hard_state = hard_state;
+        info!(member = %format_args!("{:x}", founding.member_id),
+            cluster = %format_args!("{:x}", founding.cluster_id), "founded a cluster");
+    }
+    Ok((wal, recovered))
+}
+
+/// The entries that every log of a founding member begins with. They are equal on all members and
+/// so count as committed.
+fn founding_entries(members: &[Member]) -> (Vec<Entry>, HardState) {
+    let changes = members::found(members);
+    let count = changes.len() as u64;
+    let entries = changes.iter().zip(1..).map(|(change, index)| Entry {
+        r#type: Some(EntryType::EntryConfChange as i32),
+        term: Some(FOUNDING_TERM),
+        index: Some(index),
+        data: Some(change.encode_to_vec().into()),
+    });
+    let hard_state = HardState {
+        term: Some(FOUNDING_TERM),
+        vote: Some(0),
+        commit: Some(count),
+    };
+    (entries.collect(), hard_state)
+}
+
+/// A data directory that etcd wrote cannot be taken over yet, and must not be damaged.
+fn refuse_etcds(folder: &Path) -> anyhow::Result<()> {
+    let database: PathBuf = folder.join("snap").join("db");
+    ensure!(
+        !database.exists(),
+        "{} is a data directory of etcd; taking one over is not there yet. Start cairn with \
+         another --data-dir",
+        database.display()
+    );
+    Ok(())
+}
+
+/// Makes a directory that only its owner may look into, as etcd does.
+fn make_private(folder: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+        .create(folder)
+        .with_context(|| format!("could not make the data directory {}", folder.display()))
+}

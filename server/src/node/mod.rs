@@ -1,0 +1,207 @@
+//! A node: the raft, log and apply threads, the tasks beside them, and the backend of the client
+//! edge.
+//!
+//! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
+//! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
+//! answers clients.
+
+mod apply;
+mod backend;
+mod bootstrap;
+mod log;
+mod membership;
+mod raft;
+mod shared;
+mod tasks;
+mod telemetry;
+mod watches;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, MutexGuard, PoisonError},
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Context;
+use config::Config;
+use consensus::Driver;
+use crossbeam_channel::unbounded;
+use parking_lot::Mutex;
+use state::Lessor;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use self::{
+    apply::{ApplyInput, ApplyThread},
+    raft::{Held, Outbox, RaftInput, RaftThread},
+    shared::{Parts, Settings, Shared},
+};
+
+pub(crate) use self::{backend::NodeBackend, shared::Ended};
+
+/// A running node.
+pub(crate) struct Node {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    /// Opens the data directory and starts all threads and tasks.
+    ///
+    /// # Errors
+    /// Why it cannot start, with what to do; nothing is changed then.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let election = config.heartbeat * u32::try_from(config.election_ticks)?;
+        let parts = bootstrap::open(config, min_lease_ttl(election))?;
+        let settings = Settings {
+            member_id: parts.metadata.node_id,
+            cluster_id: parts.metadata.cluster_id,
+            name: config.name.clone(),
+            advertise_client: config.advertise_client.clone(),
+            tick: config.heartbeat,
+            election,
+            max_request_bytes: config.max_request_bytes,
+            max_txn_ops: config.max_txn_ops,
+            max_concurrent_streams: config.max_concurrent_streams,
+            quota_bytes: config.quota_bytes,
+            strict_reconfig: config.strict_reconfig,
+        };
+        let mut raft_config = consensus::Config::new(settings.member_id);
+        raft_config.election_ticks = config.election_ticks;
+        raft_config.pre_vote = config.pre_vote;
+        raft_config.seed = settings.member_id ^ process_seed();
+        let mut driver = Driver::new(raft_config, parts.boot).context("raft cannot start")?;
+        if config.election_tick_advance {
+            driver.advance_election_clock(config.election_ticks.saturating_sub(2));
+        }
+        let (to_raft, raft_inputs) = unbounded::<RaftInput>();
+        let (to_apply, apply_inputs) = unbounded::<ApplyInput>();
+        let (to_log, appends) = unbounded();
+        let (to_fetch, fetches) = unbounded();
+        let shared = Arc::new(Shared::new(Parts {
+            settings,
+            engine: parts.engine,
+            published: parts.machine.published(),
+            lessor: parts.machine.lessor(),
+            to_raft: to_raft.clone(),
+            to_apply,
+        }));
+        // A single member has nobody to send to.
+        let outbox: Outbox = Arc::new(|_| {});
+        let reader = parts.wal.reader();
+        let wal = Arc::new(Mutex::new(parts.wal));
+        let (chores, chores_inbox) = mpsc::unbounded_channel();
+        let raft = RaftThread {
+            driver,
+            wal: Arc::clone(&wal),
+            shared: Arc::clone(&shared),
+            inputs: raft_inputs,
+            to_log,
+            to_fetch,
+            outbox: Arc::clone(&outbox),
+            held: Held::default(),
+        };
+        let apply = ApplyThread {
+            machine: parts.machine,
+            shared: Arc::clone(&shared),
+            inputs: apply_inputs,
+            chores,
+            log_bytes: 0,
+        };
+        let for_log = Arc::clone(&shared);
+        let for_fetches = Arc::clone(&shared);
+        let threads = vec![
+            spawn(&shared, "raft", move || raft.run())?,
+            spawn(&shared, "log", move || {
+                log::run(&wal, &for_log, &appends, &outbox);
+            })?,
+            spawn(&shared, "fetch", move || {
+                log::serve_fetches(&reader, &for_fetches, &fetches, &to_raft);
+            })?,
+            spawn(&shared, "apply", move || apply.run())?,
+        ];
+        let tasks = tasks::spawn(&shared, config.progress_interval, chores_inbox);
+        Ok(Self {
+            shared,
+            threads,
+            tasks,
+        })
+    }
+
+    /// What the client edge asks.
+    pub fn backend(&self) -> NodeBackend {
+        NodeBackend::new(Arc::clone(&self.shared))
+    }
+
+    /// Waits until the member is known in the cluster and may serve clients.
+    pub async fn ready(&self) {
+        tasks::publish_attributes(&self.shared).await;
+    }
+
+    /// Waits until the node is to end, and says why.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.shared.ended.subscribe();
+        loop {
+            if let Some(why) = ended.borrow_and_update().clone() {
+                return why;
+            }
+            if ended.changed().await.is_err() {
+                return Ended::Asked;
+            }
+        }
+    }
+
+    /// Stops everything. What was acknowledged is durable at any time, so nothing is waited for
+    /// but the threads themselves.
+    pub async fn stop(mut self) {
+        self.shared
+            .stopping
+            .store(true, std::sync::atomic::Ordering::Release);
+        self.tasks.shutdown().await;
+        let _ = self.shared.to_apply.send(ApplyInput::Stop);
+        let _ = self.shared.to_raft.send(RaftInput::Stop);
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                // A panic has been reported where it was caught.
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+    }
+}
+
+/// The shortest lease, as etcd's: three election timeouts by two, in whole seconds.
+fn min_lease_ttl(election: Duration) -> i64 {
+    let millis = i64::try_from((election * 3 / 2).as_millis()).unwrap_or(i64::MAX);
+    millis / 1000 + i64::from(millis % 1000 != 0)
+}
+
+/// Different for each start, so that members started together do not stand for election together.
+fn process_seed() -> u64 {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    time.unwrap_or_default().as_nanos() as u64 ^ u64::from(std::process::id())
+}
+
+/// Starts a thread whose panic ends the node: it held state that nothing else can vouch for.
+fn spawn(
+    shared: &Arc<Shared>,
+    name: &'static str,
+    run: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                shared.fatal(format!("the {name} thread panicked"));
+            }
+        })
+        .with_context(|| format!("could not start the {name} thread"))
+}
+
+/// The leases, locked.
+fn lessor(shared: &Shared) -> MutexGuard<'_, Lessor> {
+    shared.lessor.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,312 @@
+//! The raft thread: the only one that touches the driver. Everything that waits is gathered into
+//! one round, and each round's outputs go to the log, the peers and the apply thread.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use consensus::{Append, Driver, FetchRequest, Output, Role, Status};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+use proto::raftpb::{ConfChange, Entry, Message};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+use wal::{OsVfs, Wal};
+
+use super::{apply::ApplyInput, log, shared::Shared};
+
+/// Inputs taken in one round, so that ticks and outputs are never far.
+const INPUTS_PER_ROUND: usize = 4096;
+/// A read that has had no answer for so long is asked again: the question or the answer was lost.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the raft thread is told.
+pub(crate) enum RaftInput {
+    /// A request to be put into the log; given up when nobody waits any more.
+    Propose {
+        id: u64,
+        data: Bytes,
+        deadline: Instant,
+    },
+    /// A change of the members.
+    ConfChange {
+        change: ConfChange,
+        deadline: Instant,
+    },
+    /// Asks for the index that a linearizable read waits for.
+    Read(oneshot::Sender<u64>),
+    /// A write of the log is durable.
+    Persisted(u64),
+    /// Entries up to `index` are applied; conf changes among them in order, `None` for a refused
+    /// one.
+    Applied {
+        index: u64,
+        changes: Vec<Option<ConfChange>>,
+    },
+    /// The answer to a fetch.
+    Fetched(FetchRequest, Vec<Entry>),
+    /// Hand the lead to another member.
+    Transfer(u64),
+    /// Asks for raft's state.
+    Status(oneshot::Sender<Status>),
+    /// To end.
+    Stop,
+}
+
+/// Sends messages to other members; never blocks.
+pub(crate) type Outbox = Arc<dyn Fn(Vec<Message>) + Send + Sync>;
+
+/// A round of linearizable reads.
+struct Round {
+    asked: Instant,
+    readers: Vec<oneshot::Sender<u64>>,
+}
+
+pub(crate) struct RaftThread {
+    pub driver: Driver,
+    pub wal: Arc<Mutex<Wal<OsVfs>>>,
+    pub shared: Arc<Shared>,
+    pub inputs: Receiver<RaftInput>,
+    pub to_log: Sender<Append>,
+    pub to_fetch: Sender<FetchRequest>,
+    pub outbox: Outbox,
+    pub held: Held,
+}
+
+/// What waits for raft to take it.
+#[derive(Default)]
+pub(crate) struct Held {
+    proposals: VecDeque<(u64, Bytes, Instant)>,
+    changes: VecDeque<(ConfChange, Instant)>,
+    readers: Vec<oneshot::Sender<u64>>,
+    rounds: HashMap<u64, Round>,
+    /// Writes of the log that are under way, with when they began.
+    appends: VecDeque<(u64, Instant)>,
+    stop: bool,
+}
+
+impl RaftThread {
+    /// Runs until it is told to stop, or the node cannot go on.
+    pub fn run(mut self) {
+        let tick = self.shared.settings.tick;
+        let mut next_tick = Instant::now() + tick;
+        while !self.held.stop {
+            let wait = next_tick.saturating_duration_since(Instant::now());
+            match self.inputs.recv_timeout(wait) {
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            for _ in 0..INPUTS_PER_ROUND {
+                match self.inputs.try_recv() {
+                    Ok(input) => self.take(input),
+                    Err(_) => break,
+                }
+            }
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + tick;
+                self.tick(tick);
+            }
+            self.propose();
+            self.ask();
+            self.poll();
+        }
+    }
+
+    fn take(&mut self, input: RaftInput) {
+        match input {
+            RaftInput::Propose { id, data, deadline } => {
+                self.held.proposals.push_back((id, data, deadline));
+            }
+            RaftInput::ConfChange { change, deadline } => {
+                self.held.changes.push_back((change, deadline));
+            }
+            RaftInput::Read(reader) => self.held.readers.push(reader),
+            RaftInput::Persisted(number) => self.persisted(number),
+            RaftInput::Applied { index, changes } => {
+                for change in changes.into_iter().flatten() {
+                    let applied = self.driver.apply_conf_change(&change).map(|_| ());
+                    self.settle("change the members", applied);
+                }
+                self.driver.applied(index);
+            }
+            RaftInput::Fetched(request, entries) => {
+                let fetched = self.driver.fetched(request, entries);
+                self.settle("take entries from the log", fetched);
+            }
+            RaftInput::Transfer(to) => self.driver.transfer_leader(to),
+            RaftInput::Status(asker) => {
+                let _ = asker.send(self.driver.status());
+            }
+            RaftInput::Stop => self.held.stop = true,
+        }
+    }
+
+    /// An error that only costs a message is logged; any other ends the node.
+    fn settle(&self, action: &str, result: Result<(), consensus::Error>) {
+        match result {
+            Ok(()) => {}
+            Err(error) if error.is_fatal() => self.shared.fatal(error),
+            Err(error) => debug!(%error, "could not {action}"),
+        }
+    }
+
+    fn tick(&mut self, tick: Duration) {
+        let oldest = self.held.appends.front().map(|(_, began)| began.elapsed());
+        let age = oldest.unwrap_or_default().as_nanos() / tick.as_nanos().max(1);
+        self.driver.tick(usize::try_from(age).unwrap_or(usize::MAX));
+        for (ctx, round) in &mut self.held.rounds {
+            round.readers.retain(|reader| !reader.is_closed());
+            if round.asked.elapsed() >= ASK_AGAIN {
+                round.asked = Instant::now();
+                // Removed members answer nobody; their readers time out.
+                let _ = self.driver.read_index(*ctx);
+            }
+        }
+        self.held
+            .rounds
+            .retain(|_, round| !round.readers.is_empty());
+    }
+
+    /// Hands raft all that waits, as one message. What it does not take now waits on.
+    fn propose(&mut self) {
+        let now = Instant::now();
+        self.held
+            .proposals
+            .retain(|(_, _, deadline)| *deadline > now);
+        self.held.changes.retain(|(_, deadline)| *deadline > now);
+        if !self.held.proposals.is_empty() {
+            let entries = self.held.proposals.iter().map(|(_, data, _)| data.clone());
+            match self.driver.propose(entries.collect()) {
+                Ok(()) => self.held.proposals.clear(),
+                Err(error) if error.is_fatal() => self.shared.fatal(error),
+                Err(error) => debug!(%error, "proposals wait"),
+            }
+        }
+        while let Some((change, _)) = self.held.changes.front() {
+            match self.driver.propose_conf_change(change) {
+                Ok(()) => self.held.changes.pop_front(),
+                Err(error) if error.is_fatal() => return self.shared.fatal(error),
+                Err(error) => {
+                    debug!(%error, "a membership change waits");
+                    break;
+                }
+            };
+        }
+    }
+
+    /// Sends one question for all readers that came since the last.
+    fn ask(&mut self) {
+        if self.held.readers.is_empty() {
+            return;
+        }
+        let readers = std::mem::take(&mut self.held.readers);
+        let ctx = self.shared.next_id();
+        if let Err(error) = self.driver.read_index(ctx) {
+            debug!(%error, "reads go unanswered");
+        }
+        let asked = Instant::now();
+        self.held.rounds.insert(ctx, Round { asked, readers });
+    }
+
+    fn poll(&mut self) {
+        while let Some(output) = self.driver.poll() {
+            self.handle(output);
+        }
+    }
+
+    fn handle(&mut self, output: Output) {
+        if let Some(soft) = output.soft {
+            let led = self.shared.is_leader();
+            self.shared.set_soft(soft);
+            info!(leader = %format_args!("{:x}", soft.leader), term = soft.term,
+                role = ?soft.role, "raft state changed");
+            if led && soft.role != Role::Leader {
+                // Nothing may end by the clock of a member that does not lead.
+                super::lessor(&self.shared).demote();
+            }
+        }
+        if !output.send.is_empty() {
+            (self.outbox)(output.send);
+        }
+        if let Some(append) = output.append {
+            self.append(append);
+        }
+        if let Some(last) = output.apply.last() {
+            let committed = last.index.unwrap_or_default();
+            let raft = &self.shared.raft;
+            raft.committed
+                .store(committed, std::sync::atomic::Ordering::Release);
+            self.send_to_apply(output.apply);
+        }
+        for read in output.reads {
+            if let Some(round) = self.held.rounds.remove(&read.ctx) {
+                for reader in round.readers {
+                    let _ = reader.send(read.index);
+                }
+            }
+        }
+        if let Some(request) = output.fetch
+            && self.to_fetch.send(request).is_err()
+        {
+            self.held.stop = true;
+        }
+        for peer in output.needs_snapshot {
+            warn!(peer = %format_args!("{peer:x}"), "a member needs a snapshot, which is not there yet");
+        }
+    }
+
+    fn send_to_apply(&mut self, entries: Vec<Entry>) {
+        if self
+            .shared
+            .to_apply
+            .send(ApplyInput::Entries(entries))
+            .is_err()
+        {
+            self.held.stop = true;
+        }
+    }
+
+    /// Writes the log: here when nobody else has to wait for it, otherwise on the log thread.
+    fn append(&mut self, append: Append) {
+        let alone = append.then_send.is_empty() && self.held.appends.is_empty();
+        if alone && self.is_only_voter() {
+            let number = append.number;
+            // Two wake-ups fewer: nothing else could be done meanwhile.
+            match log::write(&self.wal, &self.shared, &append) {
+                Ok(()) => self.driver.persisted(number),
+                Err(error) => self.shared.fatal(error),
+            }
+            return;
+        }
+        let entry = (append.number, Instant::now());
+        self.held.appends.push_back(entry);
+        if self.to_log.send(append).is_err() {
+            self.held.stop = true;
+        }
+    }
+
+    fn is_only_voter(&self) -> bool {
+        let published = self.shared.published.load();
+        let mut voters = published.members.voters();
+        let first = voters.next().map(|member| member.id);
+        first == Some(self.shared.settings.member_id)
+            && voters.next().is_none()
+            && published.members.len() == 1
+    }
+
+    fn persisted(&mut self, number: u64) {
+        while self
+            .held
+            .appends
+            .front()
+            .is_some_and(|(oldest, _)| *oldest <= number)
+        {
+            self.held.appends.pop_front();
+        }
+        self.driver.persisted(number);
+    }
+}

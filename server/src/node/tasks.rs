@@ -1,0 +1,219 @@
+//! What happens by the clock, and what the apply thread leaves to others.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use proto::{
+    etcdserverpb::{
+        AlarmRequest, AlarmType, InternalRaftRequest, LeaseRevokeRequest,
+        alarm_request::AlarmAction,
+    },
+    membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+};
+use state::{Error, REVOKES_PER_SCAN, version};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::{info, warn};
+
+use super::{apply::Chore, backend::NodeBackend, shared::Shared};
+
+/// How often leases that have ended are looked for.
+const LEASE_SCAN: Duration = Duration::from_millis(500);
+/// A scan that comes later than this found the process or the machine asleep.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often the leader compares the cluster's version with its members'.
+const VERSION_CHECK: Duration = Duration::from_secs(4);
+/// How soon it does so first: a new cluster's version should not be long in coming.
+const FIRST_VERSION_CHECK: Duration = Duration::from_millis(100);
+/// Time between two attempts to tell the cluster of this member.
+const PUBLISH_RETRY: Duration = Duration::from_millis(100);
+
+/// Starts all tasks. They end with the set.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    progress: Duration,
+    chores: mpsc::UnboundedReceiver<Chore>,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(expire_leases(Arc::clone(shared)));
+    tasks.spawn(decide_versions(Arc::clone(shared)));
+    tasks.spawn(do_chores(Arc::clone(shared), chores));
+    tasks.spawn(catch_up(Arc::clone(shared)));
+    tasks.spawn(notify_progress(Arc::clone(shared), progress));
+    tasks
+}
+
+/// Proposes the end of leases that have ended by this leader's clock.
+async fn expire_leases(shared: Arc<Shared>) {
+    let mut ticks = interval(LEASE_SCAN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = Instant::now();
+    loop {
+        ticks.tick().await;
+        let pause = last.elapsed();
+        last = Instant::now();
+        let ended = {
+            let mut lessor = super::lessor(&shared);
+            if !lessor.is_primary() {
+                continue;
+            }
+            if pause > PAUSE {
+                // Nobody could renew a lease while this process stood still.
+                warn!(?pause, "the process stood still; leases live on by as much");
+                lessor.forgive(pause - LEASE_SCAN);
+            }
+            lessor.expired(shared.now(), REVOKES_PER_SCAN)
+        };
+        for id in ended {
+            let backend = NodeBackend::new(Arc::clone(&shared));
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move {
+                let request = InternalRaftRequest {
+                    lease_revoke: Some(LeaseRevokeRequest { id }),
+                    ..InternalRaftRequest::default()
+                };
+                match backend.propose(request).await {
+                    Ok(_) => {
+                        let expired = &shared.counters.leases_expired;
+                        expired.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(Error::LeaseNotFound) => {}
+                    Err(error) => warn!(lease = id, %error, "could not revoke an expired lease"),
+                }
+            });
+        }
+    }
+}
+
+/// Raises the cluster's version to what all members can do.
+async fn decide_versions(shared: Arc<Shared>) {
+    let mut wait = FIRST_VERSION_CHECK;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = VERSION_CHECK;
+        if !shared.is_leader() {
+            wait = FIRST_VERSION_CHECK;
+            continue;
+        }
+        let (current, alone) = {
+            let published = shared.published.load();
+            (published.cluster_version, published.members.len() == 1)
+        };
+        // Other members cannot be asked yet; there are none.
+        let own = alone.then_some(version::SERVER);
+        let Some(decided) = version::decide([own]) else {
+            continue;
+        };
+        if current.is_some_and(|current| current >= decided) {
+            continue;
+        }
+        let request = InternalRaftRequest {
+            cluster_version_set: Some(ClusterVersionSetRequest {
+                ver: decided.to_string(),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        let backend = NodeBackend::new(Arc::clone(&shared));
+        match backend.propose(request).await {
+            Ok(_) => info!("cluster-version" = %decided.short(), "cluster version is updated"),
+            Err(error) => warn!(%error, "could not update the cluster version"),
+        }
+    }
+}
+
+async fn do_chores(shared: Arc<Shared>, mut chores: mpsc::UnboundedReceiver<Chore>) {
+    while let Some(chore) = chores.recv().await {
+        match chore {
+            Chore::RaiseNoSpace(callers) => raise_no_space(&shared, callers).await,
+            Chore::Hash(hash) => {
+                let shared = Arc::clone(&shared);
+                // Nobody waits for a hash; one that fails ends the node like any failed read.
+                let computed = tokio::task::spawn_blocking(move || match hash.compute() {
+                    Ok(hash) => info!(
+                        hash = hash.hash,
+                        "compact-revision" = hash.compact_revision,
+                        revision = hash.revision,
+                        "storing new hash"
+                    ),
+                    Err(error) => shared.fatal(error),
+                });
+                let _ = computed.await;
+            }
+        }
+    }
+}
+
+/// Raises the alarm through the log, then tells the callers whose requests went beyond.
+async fn raise_no_space(shared: &Arc<Shared>, callers: Vec<u64>) {
+    let request = InternalRaftRequest {
+        alarm: Some(AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: shared.settings.member_id,
+            alarm: AlarmType::Nospace as i32,
+        }),
+        ..InternalRaftRequest::default()
+    };
+    let backend = NodeBackend::new(Arc::clone(shared));
+    if let Err(error) = backend.propose(request).await {
+        warn!(%error, "could not raise the NOSPACE alarm");
+    }
+    let told = callers.into_iter().map(|id| (id, Err(Error::NoSpace)));
+    shared.answer(told.collect());
+}
+
+/// Reads history for watchers that are behind.
+async fn catch_up(shared: Arc<Shared>) {
+    loop {
+        shared.watches.wait_behind().await;
+        let reader = Arc::clone(&shared);
+        let read = tokio::task::spawn_blocking(move || {
+            let view =
+                || -> Box<dyn watch::History> { Box::new(reader.published.load().view.clone()) };
+            if let Err(error) = reader.watches.catch_up(view) {
+                reader.fatal(error);
+            }
+        });
+        let _ = read.await;
+    }
+}
+
+async fn notify_progress(shared: Arc<Shared>, period: Duration) {
+    let mut ticks = interval(period.max(Duration::from_millis(100)));
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        shared.watches.progress_tick();
+    }
+}
+
+/// Tells the cluster this member's name and client URLs, until it knows.
+pub(crate) async fn publish_attributes(shared: &Arc<Shared>) {
+    let settings = &shared.settings;
+    loop {
+        let request = InternalRaftRequest {
+            cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
+                member_id: settings.member_id,
+                member_attributes: Some(Attributes {
+                    name: settings.name.clone(),
+                    client_urls: settings.advertise_client.clone(),
+                }),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        let backend = NodeBackend::new(Arc::clone(shared));
+        match backend.propose(request).await {
+            Ok(_) => break,
+            Err(error) => warn!(%error, "could not publish this member; trying again"),
+        }
+        tokio::time::sleep(PUBLISH_RETRY).await;
+    }
+    info!(
+        "local-member-id" = %format_args!("{:x}", settings.member_id),
+        "published local member to cluster through raft"
+    );
+}
