@@ -1,3 +1,11 @@
-//! Tests of the tree as a whole, and of its formats beside real etcd. It owns no behaviour and
-//! nothing may depend on it; start reading in `tests/direction.rs`, then `tests/wal.rs`. The Go
-//! side is in `waltool/`, with etcd pinned in `go.mod`.
+//! Tests of the whole tree, with real etcd beside it, and what they share: [`Server`] runs one
+//! member of either kind. Nothing may depend on this crate. Start reading in
+//! `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in `waltool/` and
+//! `prototool/`; `go.mod` pins etcd and its tools.
+
+// Support for tests: a failed step is a failed test.
+#![allow(clippy::unwrap_used)]
+
+mod server;
+
+pub use server::{Kind, Server, tool};

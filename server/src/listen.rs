@@ -18,11 +18,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{Semaphore, watch},
-    task::JoinSet,
 };
 use tracing::{debug, warn};
 
-/// Connections that are served at once; more wait to be accepted.
+/// Connections of one listener that are served at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Streams that a client may reset before they are served. Go clients cancel often.
 const PENDING_RESETS: usize = 1024;
@@ -58,8 +57,8 @@ pub(crate) enum Bound {
     Unix(UnixListener),
 }
 
-/// Binds what a URL names: all addresses of its host.
-pub(crate) fn bind(url: &Url, options: Options) -> anyhow::Result<Vec<Bound>> {
+/// Binds what a URL names.
+pub(crate) fn bind(url: &Url, options: Options) -> anyhow::Result<Bound> {
     if url.scheme() == "unix" {
         // etcd's form is unix://name:port, a path relative to the working directory.
         let authority = url.as_str().trim_start_matches("unix://");
@@ -68,7 +67,7 @@ pub(crate) fn bind(url: &Url, options: Options) -> anyhow::Result<Vec<Bound>> {
         let _ = std::fs::remove_file(path);
         let listener =
             UnixListener::bind(path).with_context(|| format!("could not listen on {url}"))?;
-        return Ok(vec![Bound::Unix(listener)]);
+        return Ok(Bound::Unix(listener));
     }
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
         bail!("{url} has no host and port to listen on");
@@ -76,19 +75,14 @@ pub(crate) fn bind(url: &Url, options: Options) -> anyhow::Result<Vec<Bound>> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses = (host, port).to_socket_addrs();
     let addresses = addresses.with_context(|| format!("could not find the address of {url}"))?;
-    let mut bound = Vec::new();
-    let mut failed = None;
-    for address in addresses {
-        match bind_tcp(address, options) {
-            Ok(listener) => bound.push(Bound::Tcp(listener)),
-            Err(error) => failed = Some(error),
-        }
-    }
-    // A host without IPv6 is fine as long as one address can be listened on.
-    match (bound.is_empty(), failed) {
-        (true, Some(error)) => Err(error).with_context(|| format!("could not listen on {url}")),
-        _ => Ok(bound),
-    }
+    // One address, as Go's net.Listen takes it: the first of IPv4, if there is one.
+    let address = addresses
+        .min_by_key(SocketAddr::is_ipv6)
+        .with_context(|| format!("{url} has no address"))?;
+    let listener = bind_tcp(address, options).with_context(|| {
+        format!("could not listen on {url}; is another server running on that port?")
+    })?;
+    Ok(Bound::Tcp(listener))
 }
 
 fn bind_tcp(address: SocketAddr, options: Options) -> std::io::Result<TcpListener> {
@@ -108,25 +102,20 @@ fn bind_tcp(address: SocketAddr, options: Options) -> std::io::Result<TcpListene
     TcpListener::from_std(socket.into())
 }
 
-/// Serves a router on bound sockets until `stop` turns true; then open requests get a short while.
+/// Serves a router on a bound socket until `stop` turns true; then open requests get a short while.
 pub(crate) async fn serve(
-    bound: Vec<Bound>,
+    bound: Bound,
     router: Router,
     options: Options,
     stop: watch::Receiver<bool>,
 ) {
-    let mut loops = JoinSet::new();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    for listener in bound {
-        let connections = Connections {
-            server: server(options),
-            router: router.clone(),
-            graceful: GracefulShutdown::new(),
-            room: Arc::clone(&room),
-        };
-        loops.spawn(connections.accept(listener, stop.clone()));
-    }
-    while loops.join_next().await.is_some() {}
+    let connections = Connections {
+        server: server(options),
+        router,
+        graceful: GracefulShutdown::new(),
+        room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+    };
+    connections.accept(bound, stop).await;
 }
 
 fn server(options: Options) -> auto::Builder<TokioExecutor> {

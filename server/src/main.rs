@@ -122,7 +122,7 @@ async fn run(config: &Config) -> anyhow::Result<Ended> {
         reuse_port: config.reuse_port,
     };
     // Sockets first: a port that is taken should not touch the data.
-    let bind = |urls: &[Url]| -> anyhow::Result<Vec<(Url, Vec<listen::Bound>)>> {
+    let bind = |urls: &[Url]| -> anyhow::Result<Vec<(Url, listen::Bound)>> {
         let bound = urls
             .iter()
             .map(|url| Ok((url.clone(), listen::bind(url, options)?)));

@@ -75,12 +75,12 @@ impl<S: Read> View<S> {
         if revision > self.revision() {
             return Err(Error::FutureRevision);
         }
-        let at = if revision <= 0 {
-            self.revision()
-        } else {
-            revision
-        };
-        self.hash_at(at)
+        match revision {
+            0 => self.hash_at(self.revision()),
+            // As in etcd: no row is that old.
+            ..0 => Ok(Hasher::new(self.compacted, revision).finish()),
+            at => self.hash_at(at),
+        }
     }
 
     fn hash_at(&self, at: i64) -> Result<KeyValueHash, Error> {

@@ -231,7 +231,7 @@ impl Model {
         if revision > self.revision {
             return Err(Error::FutureRevision);
         }
-        let at = if revision <= 0 {
+        let at = if revision == 0 {
             self.revision
         } else {
             revision

@@ -39,6 +39,8 @@ pub(crate) enum Chore {
     RaiseNoSpace(Vec<u64>),
     /// Compute the hash of a compaction.
     Hash(mvcc::CompactionHash<Snapshot>),
+    /// Tell who waits for it that a compaction's rows are gone.
+    Compacted(i64),
 }
 
 pub(crate) struct ApplyThread {
@@ -165,7 +167,8 @@ impl ApplyThread {
                 "compact-revision" = revision,
                 "finished scheduled compaction"
             );
-            self.shared.compacted.send_replace(revision);
+            // Behind its hash, if it has one: chores are done in order.
+            let _ = self.chores.send(Chore::Compacted(revision));
         }
         Ok(())
     }

@@ -129,7 +129,13 @@ async fn decide_versions(shared: Arc<Shared>) {
 async fn do_chores(shared: Arc<Shared>, mut chores: mpsc::UnboundedReceiver<Chore>) {
     while let Some(chore) = chores.recv().await {
         match chore {
-            Chore::RaiseNoSpace(callers) => raise_no_space(&shared, callers).await,
+            Chore::RaiseNoSpace(callers) => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move { raise_no_space(&shared, callers).await });
+            }
+            Chore::Compacted(revision) => {
+                shared.compacted.send_replace(revision);
+            }
             Chore::Hash(hash) => {
                 let shared = Arc::clone(&shared);
                 // Nobody waits for a hash; one that fails ends the node like any failed read.

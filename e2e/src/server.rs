@@ -1,0 +1,169 @@
+//! One member in a process of its own, ended with its owner.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Both log this line when they serve clients.
+const READY: &str = "ready to serve client requests";
+/// How long a start may take on a busy machine.
+const START: Duration = Duration::from_secs(60);
+/// How long a server may take to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(20);
+
+/// Which server a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ours.
+    Cairn,
+    /// The real one, as `e2e/go.mod` pins it.
+    Etcd,
+}
+
+/// A running member. Dropping it kills the process.
+pub struct Server {
+    kind: Kind,
+    child: Child,
+    arguments: Vec<String>,
+    log: PathBuf,
+    url: String,
+}
+
+/// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`) from the modules that `go.mod`
+/// pins. Go's own cache makes this cheap after the first time.
+pub fn tool(name: &str) -> PathBuf {
+    let package = match name {
+        "etcd" => "go.etcd.io/etcd/server/v3".to_owned(),
+        name => format!("go.etcd.io/etcd/{name}/v3"),
+    };
+    let folder = target_folder().join("tools");
+    fs::create_dir_all(&folder).unwrap();
+    let binary = folder.join(name);
+    let status = Command::new("go")
+        .args(["build", "-trimpath", "-o"])
+        .arg(&binary)
+        .arg(package)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} does not build");
+    binary
+}
+
+/// Where cargo put what it built: tests run from its `deps` folder.
+fn target_folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().to_owned()
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+impl Server {
+    /// Starts a single member in `folder` and waits until it serves. Members of both kinds get the
+    /// same IDs, so that their answers can be compared whole.
+    pub fn start(kind: Kind, folder: &Path, more: &[&str]) -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let url = format!("http://127.0.0.1:{client}");
+        let mut arguments = vec![
+            "--name=m".to_owned(),
+            format!("--data-dir={}", folder.join("data").display()),
+            format!("--listen-client-urls={url}"),
+            "--advertise-client-urls=http://127.0.0.1:1".to_owned(),
+            format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+            "--initial-advertise-peer-urls=http://127.0.0.1:2".to_owned(),
+            "--initial-cluster=m=http://127.0.0.1:2".to_owned(),
+        ];
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        let log = folder.join("log");
+        let child = spawn(kind, &arguments, &log);
+        let mut server = Self {
+            kind,
+            child,
+            arguments,
+            log,
+            url,
+        };
+        server.wait_ready();
+        server
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What the server wrote since its last start.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Kills it without warning, as `kill -9` does.
+    pub fn kill(&mut self) {
+        // It may have ended by itself, which the tests see elsewhere.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end and waits until it has.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        assert!(asked.success());
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(began.elapsed() < STOP, "still there after SIGTERM");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts it again on the same data and waits until it serves.
+    pub fn restart(&mut self) {
+        self.child = spawn(self.kind, &self.arguments, &self.log);
+        self.wait_ready();
+    }
+
+    fn wait_ready(&mut self) {
+        let began = Instant::now();
+        while !self.log().contains(READY) {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{:?} ended with {status}:\n{}", self.kind, self.log());
+            }
+            assert!(began.elapsed() < START, "not ready:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(kind: Kind, arguments: &[String], log: &Path) -> Child {
+    let binary = match kind {
+        Kind::Cairn => target_folder().join("cairn"),
+        Kind::Etcd => tool("etcd"),
+    };
+    let log = File::create(log).unwrap();
+    Command::new(&binary)
+        .args(arguments)
+        // Nothing from outside may set a flag.
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| panic!("could not run {}: {error}", binary.display()))
+}
