@@ -37,6 +37,15 @@ lint: deps $(CARGO_DENY) ## Formatting, clippy, vet, licenses, bans and sources 
 	$(CARGO_DENY) --locked check bans licenses sources
 	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings
 
+.PHONY: build
+build: deps ## Build the server; the last line says where it is.
+	cargo build --locked --release --workspace --all-features
+	@echo $(CARGO_TARGET_DIR)/release/cairn
+
+.PHONY: run
+run: build ## Start a server on port 2379 with its data in default.etcd.
+	exec $(CARGO_TARGET_DIR)/release/cairn
+
 .PHONY: test
 test: lint ## Everything that decides whether a change lands; the last line counts the tests.
 	@./.ci/count cargo test --locked --release --workspace --all-features
