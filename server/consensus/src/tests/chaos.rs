@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use proptest::prelude::*;
 use prost::Message as _;
 use proto::raftpb::{ConfChange, ConfChangeType as Kind, ConfState, Entry, EntryType, Message};
 
@@ -11,6 +10,8 @@ use super::cluster::{Disk, boot, bootstrapped, change};
 use crate::{Append, Config, Driver, Error, Output, Role};
 
 const EVENTS: usize = 12_000;
+/// Runs in the gate.
+const RUNS: u64 = 48;
 
 /// What a state machine holds.
 #[derive(Clone, Default)]
@@ -248,6 +249,10 @@ impl World {
                     false => member.driver.conf_state(),
                 };
                 member.state.conf_state = result;
+                // The server makes a change durable before it tells anyone: with its commit index
+                // alone, which raft writes without a sync, a member could forget after a power
+                // cut that it needs no vote of one that was removed and thrown away.
+                member.flushed = member.state.clone();
             }
             let now = (entry, member.state.conf_state.clone());
             let before = self.history.entry(index).or_insert_with(|| now.clone());
@@ -383,15 +388,15 @@ fn chaos_answers_reads_and_changes_members() {
     assert!(changes.count() > 5);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 32,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn chaos_forks_nothing_and_loses_nothing(seed: u64) {
+/// `CAIRN_CHAOS` sets how many runs there are; each has its own seed, always the same.
+#[test]
+fn chaos_forks_nothing_and_loses_nothing() {
+    let runs = std::env::var("CAIRN_CHAOS").map_or(RUNS, |runs| runs.parse().unwrap());
+    // One of chance's finds: a member that lost its commit index in a power cut waited for the
+    // vote of one that had been removed.
+    run(18_251_220_380_346_412_984);
+    for seed in 0..runs {
+        println!("seed {seed}");
         run(seed);
     }
 }

@@ -8,3 +8,10 @@ mod election;
 mod membership;
 mod reads;
 mod replication;
+
+/// The driver lives on a thread of its own, which is started with it.
+#[test]
+fn a_driver_can_be_moved_to_its_thread() {
+    fn check<T: Send>() {}
+    check::<crate::Driver>();
+}
