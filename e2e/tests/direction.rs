@@ -28,6 +28,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("consensus", Core, &["proto"]),
     ("config", Core, &[]),
     ("engine", Edge, &["mvcc"]),
+    ("peer", Edge, &["proto", "state"]),
     ("api", Edge, &["proto", "state"]),
     (
         "cairn",
@@ -38,6 +39,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "consensus",
             "engine",
             "mvcc",
+            "peer",
             "proto",
             "state",
             "wal",

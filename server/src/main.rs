@@ -130,13 +130,23 @@ async fn run(config: &Config) -> anyhow::Result<Ended> {
     };
     let clients = bind(&config.listen_client)?;
     let metrics = bind(&config.listen_metrics)?;
-    let node = Node::start(config)?;
+    let peers = bind(&config.listen_peer)?;
+    let node = Node::start(config).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
     for (url, bound) in metrics {
         let router = api::metrics_router(node.backend());
         info!(address = %url, "serving metrics");
         servers.spawn(listen::serve(bound, router, options, stopped.clone()));
+    }
+    for (url, bound) in peers {
+        info!(address = %url, "serving peer traffic");
+        servers.spawn(listen::serve(
+            bound,
+            node.peer_router(),
+            options,
+            stopped.clone(),
+        ));
     }
     let serving = async {
         node.ready().await;
@@ -160,6 +170,7 @@ async fn run(config: &Config) -> anyhow::Result<Ended> {
     };
     if ended == Ended::Asked {
         info!("received signal; shutting down");
+        node.hand_over().await;
     }
     // Nobody is left to receive this when there are no listeners.
     let _ = stop.send(true);

@@ -44,6 +44,12 @@ async fn show_metrics<B: Backend>(State(backend): State<B>) -> Response {
 }
 
 async fn version<B: Backend>(State(backend): State<B>) -> Response {
+    let json = versions_json(&backend);
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+}
+
+/// What `/version` answers, on client and peer ports alike.
+pub fn versions_json<B: Backend>(backend: &B) -> String {
     let versions = backend.versions();
     let cluster = versions.cluster.as_deref().unwrap_or("not_decided");
     // In the order of etcd's fields, which some scripts cut out as text.
@@ -53,8 +59,7 @@ async fn version<B: Backend>(State(backend): State<B>) -> Response {
         ("storage", versions.storage.as_deref().unwrap_or_default()),
     ];
     let fields = fields.map(|(name, value)| format!("{}:{}", json!(name), json!(value)));
-    let json = format!("{{{}}}", fields.join(","));
-    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+    format!("{{{}}}", fields.join(","))
 }
 
 /// A query in parts; a key may come more than once.

@@ -35,6 +35,7 @@ use proto::etcdserverpb::{
 use tonic::{Status, service::Routes};
 
 pub use backend::Backend;
+pub use endpoints::versions_json;
 
 /// What a request may be longer than `max_request_bytes`: its frame and its metadata, as in etcd.
 const REQUEST_OVERHEAD: usize = 512 << 10;

@@ -12,8 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::{
+    peers,
     raft::RaftInput,
-    shared::{Ended, Shared, Snapshot},
+    shared::{Shared, Snapshot},
 };
 
 /// Bytes of entries that are gathered into one batch, about.
@@ -39,6 +40,8 @@ pub(crate) enum Chore {
     RaiseNoSpace(Vec<u64>),
     /// Compute the hash of a compaction.
     Hash(mvcc::CompactionHash<Snapshot>),
+    /// End the node: it was removed.
+    Removed,
     /// Tell who waits for it that a compaction's rows are gone.
     Compacted(i64),
 }
@@ -120,6 +123,12 @@ impl ApplyThread {
         let outcome = self.machine.apply(entries, shared.now(), &awaited)?;
         let data = entries.iter().filter_map(|entry| entry.data.as_ref());
         self.log_bytes += data.map(bytes::Bytes::len).sum::<usize>();
+        if !outcome.conf_changes.is_empty() {
+            // Whoever is told of a removal may throw the removed member away. That the change was
+            // committed must then survive a power cut: raft writes its commit index without a sync,
+            // and a member that came back without it would wait for the removed one's vote.
+            self.machine.engine().flush_all(true)?;
+        }
         self.publish(outcome);
         self.flush()
     }
@@ -140,6 +149,11 @@ impl ApplyThread {
         }
         shared.answer(outcome.replies);
         shared.set_applied(applied.index);
+        for change in &outcome.conf_changes {
+            if let Some(member) = &change.member {
+                peers::follow(shared, member);
+            }
+        }
         let changes = outcome.conf_changes.into_iter().map(|c| c.change).collect();
         let input = RaftInput::Applied {
             index: applied.index,
@@ -155,7 +169,7 @@ impl ApplyThread {
             let _ = self.chores.send(Chore::Hash(hash));
         }
         if outcome.removed_self {
-            shared.end(Ended::Removed);
+            let _ = self.chores.send(Chore::Removed);
         }
     }
 

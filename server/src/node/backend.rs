@@ -168,17 +168,67 @@ impl NodeBackend {
         timeout(limit, revoked).await.unwrap_or(Error::Timeout)
     }
 
-    /// Waits until this member decides about leases. Asking another member comes with clusters of
-    /// more than one.
-    async fn wait_primary(&self) -> Result<(), Error> {
-        let primary = async {
-            while !super::lessor(&self.shared).is_primary() {
-                sleep(LOOK_EVERY).await;
+    /// Renews a lease here, if this member decides about leases.
+    pub async fn renew_here(&self, id: i64) -> Result<i64, Error> {
+        let renewed = {
+            let mut lessor = super::lessor(&self.shared);
+            if !lessor.is_primary() {
+                return Err(Error::NotLeader);
             }
+            lessor.renew(id, self.shared.now())?
         };
-        let limit = self.shared.settings.request_timeout();
-        timeout(limit, primary).await.map_err(|_| Error::Timeout)
+        match renewed {
+            Some(ttl) => Ok(ttl),
+            None => Err(self.wait_revoked(id).await),
+        }
     }
+
+    /// What is left of a lease, if this member decides about leases.
+    pub async fn time_to_live_here(
+        &self,
+        r: LeaseTimeToLiveRequest,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
+        let left = {
+            let lessor = super::lessor(&self.shared);
+            if !lessor.is_primary() {
+                return Err(Error::NotLeader);
+            }
+            lessor.time_to_live(r.id, self.shared.now())
+        };
+        let left = left.ok_or(Error::LeaseNotFound)?;
+        let keys = match r.keys {
+            true => self.told(self.published().view.lease_keys(r.id))?,
+            false => Vec::new(),
+        };
+        Ok(LeaseTimeToLiveResponse {
+            header: None,
+            id: r.id,
+            ttl: left.remaining,
+            granted_ttl: left.granted,
+            keys,
+        })
+    }
+
+    /// How to reach the leader, when it is another member: it decides about leases.
+    fn leader_elsewhere(&self) -> Option<(peer::Client, Vec<String>)> {
+        let transport = self.shared.transport()?;
+        let urls = self.shared.leader_urls()?;
+        Some((transport.client().clone(), urls))
+    }
+
+    /// Bounds a call that looks for the leader until one answers.
+    async fn in_time<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limit = self.shared.settings.request_timeout();
+        timeout(limit, asked).await.map_err(|_| Error::Timeout)?
+    }
+}
+
+/// Whether another attempt may find the leader.
+fn is_leaderless<T>(answer: &Result<T, Error>) -> bool {
+    matches!(
+        answer,
+        Err(Error::NotLeader | Error::NoLeader | Error::Unhealthy)
+    )
 }
 
 impl Backend for NodeBackend {
@@ -312,38 +362,41 @@ impl Backend for NodeBackend {
     }
 
     async fn lease_keep_alive(&self, id: i64) -> Result<i64, Error> {
-        self.wait_primary().await?;
-        let renewed = {
-            let mut lessor = super::lessor(&self.shared);
-            lessor.renew(id, self.shared.now())?
+        let asked = async {
+            loop {
+                let answer = match self.leader_elsewhere() {
+                    Some((client, urls)) => client.renew_lease(&urls, id).await,
+                    None => self.renew_here(id).await,
+                };
+                if !is_leaderless(&answer) {
+                    return answer;
+                }
+                sleep(LOOK_EVERY).await;
+            }
         };
-        match renewed {
-            Some(ttl) => Ok(ttl),
-            None => Err(self.wait_revoked(id).await),
-        }
+        self.in_time(asked).await
     }
 
     async fn lease_time_to_live(
         &self,
         r: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
-        self.wait_primary().await?;
-        let left = {
-            let lessor = super::lessor(&self.shared);
-            lessor.time_to_live(r.id, self.shared.now())
+        let asked = async {
+            loop {
+                let answer = match self.leader_elsewhere() {
+                    Some((client, urls)) => client.lease_time_to_live(&urls, r).await,
+                    None => self.time_to_live_here(r).await,
+                };
+                if !is_leaderless(&answer) {
+                    return answer;
+                }
+                sleep(LOOK_EVERY).await;
+            }
         };
-        let left = left.ok_or(Error::LeaseNotFound)?;
-        let keys = match r.keys {
-            true => self.told(self.published().view.lease_keys(r.id))?,
-            false => Vec::new(),
-        };
-        Ok(LeaseTimeToLiveResponse {
-            header: None,
-            id: r.id,
-            ttl: left.remaining,
-            granted_ttl: left.granted,
-            keys,
-        })
+        let mut response = self.in_time(asked).await?;
+        // Another member's header is completed with this one's.
+        response.header = None;
+        Ok(response)
     }
 
     async fn lease_leases(&self) -> Result<LeaseLeasesResponse, Error> {

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use config::Config;
 use consensus::Boot;
 use engine::RocksEngine;
@@ -27,6 +27,8 @@ const FOUNDING_TERM: u64 = 1;
 /// A node's parts before it runs.
 pub(crate) struct Parts {
     pub metadata: Metadata,
+    /// Members to talk with from the start; the log brings what has changed since.
+    pub members: Vec<Member>,
     pub wal: Wal<OsVfs>,
     pub engine: Arc<RocksEngine>,
     pub machine: Machine<RocksEngine>,
@@ -34,7 +36,7 @@ pub(crate) struct Parts {
 }
 
 /// Opens or makes what is in the data directory.
-pub(crate) fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts> {
+pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts> {
     let vfs = Arc::new(match config.unsafe_no_fsync {
         true => OsVfs::without_sync(),
         false => OsVfs::new(),
@@ -45,7 +47,10 @@ pub(crate) fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts>
         .with_context(|| format!("could not make {}", folder.display()))?;
     let log = config.wal_dir.clone().unwrap_or_else(|| folder.join(LOG));
     refuse_etcds(&folder)?;
-    let founding = Founding::of(config);
+    let founding = match config.join && !has_log(&vfs, &log) {
+        true => Founding::join(config).await?,
+        false => Founding::of(config),
+    };
     let (wal, recovered) = open_log(&vfs, &log, &folder, config, &founding)?;
     if let Some(repair) = &recovered.repair {
         warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
@@ -75,8 +80,14 @@ pub(crate) fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts>
         log.display()
     );
     let boot = boot(&wal, &machine, recovered, applied)?;
+    let published = machine.published();
+    let members = match published.members.is_empty() {
+        true => founding.members,
+        false => published.members.iter().cloned().collect(),
+    };
     Ok(Parts {
         metadata,
+        members,
         wal,
         engine,
         machine,
@@ -139,12 +150,50 @@ impl Founding {
         }
     }
 
+    /// Learns who this member is from those who are there: it was added under an ID that only
+    /// they know.
+    async fn join(config: &Config) -> anyhow::Result<Self> {
+        let others = config.initial_cluster.iter();
+        let others = others.filter(|(name, _)| **name != config.name);
+        let urls: Vec<String> = others.flat_map(|(_, urls)| urls.iter().cloned()).collect();
+        let (cluster_id, members) = peer::Client::default()
+            .members(&urls)
+            .await
+            .map_err(anyhow::Error::msg)
+            .context(
+                "could not ask the existing cluster for its members; does --initial-cluster name \
+                 one that runs?",
+            )?;
+        let own = members.iter().find(|member| {
+            let mut urls = member.peer_urls.clone();
+            urls.sort();
+            urls == config.advertise_peer
+        });
+        let own = own.with_context(|| {
+            format!(
+                "the existing cluster has no member with the peer URLs {}; add it first, with \
+                 'etcdctl member add'",
+                config.advertise_peer.join(",")
+            )
+        })?;
+        Ok(Self {
+            member_id: own.id,
+            cluster_id,
+            members,
+        })
+    }
+
     fn metadata(&self) -> Metadata {
         Metadata {
             node_id: self.member_id,
             cluster_id: self.cluster_id,
         }
     }
+}
+
+fn has_log(vfs: &OsVfs, log: &Path) -> bool {
+    let names = vfs.list(log).unwrap_or_default();
+    names.iter().any(|name| name.ends_with(".wal"))
 }
 
 fn open_log(
@@ -154,9 +203,7 @@ fn open_log(
     config: &Config,
     founding: &Founding,
 ) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
-    let names = vfs.list(log).unwrap_or_default();
-    let exists = names.iter().any(|name| name.ends_with(".wal"));
-    if !exists {
+    if !has_log(vfs, log) {
         ensure!(
             !folder.join(ENGINE).exists(),
             "{} holds an engine, but there is no log in {}: give --wal-dir as before, or delete \
@@ -164,20 +211,6 @@ fn open_log(
             folder.display(),
             log.display()
         );
-        if config.join {
-            bail!(
-                "joining an existing cluster is not there yet; start a new one with \
-                 --initial-cluster-state=new"
-            );
-        }
-        if founding.members.len() > 1 {
-            bail!(
-                "clusters of more than one member are not there yet; start a single one with \
-                 --initial-cluster {}={}",
-                config.name,
-                config.advertise_peer.join(",")
-            );
-        }
         if let Some(parent) = log.parent() {
             vfs.create_dir(parent)
                 .with_context(|| format!("could not make {}", parent.display()))?;

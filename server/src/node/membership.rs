@@ -13,7 +13,7 @@ use state::{Error, Member, Members, Reply, ids, members, validate};
 use tokio::{sync::oneshot, time::timeout};
 use tracing::warn;
 
-use super::{raft::RaftInput, shared::Shared};
+use super::{peers, raft::RaftInput, shared::Shared};
 
 /// A learner may be promoted when it has so much of the leader's log, in hundredths.
 const READY_PERCENT: u64 = 90;
@@ -39,6 +39,11 @@ pub(crate) async fn add(
         warn!("rejecting member add request; not enough started members");
         return Err(Error::MemberNotEnoughStarted);
     }
+    if shared.settings.strict_reconfig && !member.is_learner && !peers::all_voters_connected(shared)
+    {
+        warn!("rejecting member add request; local member has not been connected to all peers");
+        return Err(Error::Unhealthy);
+    }
     let change = members::add(shared.next_id(), &member);
     let members = configure(shared, change).await?;
     Ok((member.to_proto(), members.to_proto()))
@@ -54,6 +59,10 @@ pub(crate) async fn remove(shared: &Shared, id: u64) -> Result<Vec<MemberProto>,
     if shared.settings.strict_reconfig && !may_remove {
         warn!("rejecting member remove request; not enough started members");
         return Err(Error::MemberNotEnoughStarted);
+    }
+    if shared.settings.strict_reconfig && !peers::removal_keeps_quorum(shared, id) {
+        warn!("rejecting member remove request; it would risk the quorum");
+        return Err(Error::Unhealthy);
     }
     let change = members::remove(shared.next_id(), id);
     Ok(configure(shared, change).await?.to_proto())
@@ -86,7 +95,7 @@ pub(crate) async fn promote(shared: &Shared, id: u64) -> Result<Vec<MemberProto>
         Some(true) => {}
     }
     if !shared.is_leader() {
-        return Err(Error::NotLeader);
+        return peers::promote_at_leader(shared, id).await;
     }
     if !is_ready(shared, id).await? {
         return Err(Error::LearnerNotReady);

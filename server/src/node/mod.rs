@@ -1,15 +1,16 @@
-//! A node: the raft, log and apply threads, the tasks beside them, and the backend of the client
-//! edge.
+//! A node: the raft, log and apply threads, the tasks beside them, its peers, and the backend of
+//! the client edge.
 //!
 //! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
-//! answers clients.
+//! answers clients, `peers.rs` other members.
 
 mod apply;
 mod backend;
 mod bootstrap;
 mod log;
 mod membership;
+mod peers;
 mod raft;
 mod shared;
 mod tasks;
@@ -51,14 +52,15 @@ impl Node {
     ///
     /// # Errors
     /// Why it cannot start, with what to do; nothing is changed then.
-    pub fn start(config: &Config) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let election = config.heartbeat * u32::try_from(config.election_ticks)?;
-        let parts = bootstrap::open(config, min_lease_ttl(election))?;
+        let parts = bootstrap::open(config, min_lease_ttl(election)).await?;
         let settings = Settings {
             member_id: parts.metadata.node_id,
             cluster_id: parts.metadata.cluster_id,
             name: config.name.clone(),
             advertise_client: config.advertise_client.clone(),
+            advertise_peer: config.advertise_peer.clone(),
             tick: config.heartbeat,
             election,
             max_request_bytes: config.max_request_bytes,
@@ -87,8 +89,9 @@ impl Node {
             to_raft: to_raft.clone(),
             to_apply,
         }));
-        // A single member has nobody to send to.
-        let outbox: Outbox = Arc::new(|_| {});
+        let transport = peers::start(&shared, &parts.members);
+        let sender = Arc::clone(&transport);
+        let outbox: Outbox = Arc::new(move |messages| sender.send(messages));
         let reader = parts.wal.reader();
         let wal = Arc::new(Mutex::new(parts.wal));
         let (chores, chores_inbox) = mpsc::unbounded_channel();
@@ -134,6 +137,17 @@ impl Node {
         NodeBackend::new(Arc::clone(&self.shared))
     }
 
+    /// What the peer port serves.
+    pub fn peer_router(&self) -> axum::Router {
+        let transport = self.shared.transport().map(Arc::clone);
+        transport.map_or_else(axum::Router::new, peer::router)
+    }
+
+    /// Hands the lead to another member, if this one leads and there is one to take it.
+    pub async fn hand_over(&self) {
+        peers::hand_over(&self.shared).await;
+    }
+
     /// Waits until the member is known in the cluster and may serve clients.
     pub async fn ready(&self) {
         tasks::publish_attributes(&self.shared).await;
@@ -159,6 +173,9 @@ impl Node {
             .stopping
             .store(true, std::sync::atomic::Ordering::Release);
         self.tasks.shutdown().await;
+        if let Some(transport) = self.shared.transport() {
+            transport.stop();
+        }
         let _ = self.shared.to_apply.send(ApplyInput::Stop);
         let _ = self.shared.to_raft.send(RaftInput::Stop);
         let threads = std::mem::take(&mut self.threads);

@@ -12,7 +12,7 @@ use consensus::{Append, Driver, FetchRequest, Output, Role, Status};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 use proto::raftpb::{ConfChange, Entry, Message};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{debug, info, warn};
 use wal::{OsVfs, Wal};
 
@@ -38,6 +38,12 @@ pub(crate) enum RaftInput {
     },
     /// Asks for the index that a linearizable read waits for.
     Read(oneshot::Sender<u64>),
+    /// A message from another member, with the room that it takes up until it is stepped.
+    Step(Message, OwnedSemaphorePermit),
+    /// A message to a member could not be sent.
+    Unreachable(u64),
+    /// A snapshot was received by a member, or was not.
+    Snapshot(u64, bool),
     /// A write of the log is durable.
     Persisted(u64),
     /// Entries up to `index` are applied; conf changes among them in order, `None` for a refused
@@ -125,6 +131,13 @@ impl RaftThread {
                 self.held.changes.push_back((change, deadline));
             }
             RaftInput::Read(reader) => self.held.readers.push(reader),
+            RaftInput::Step(message, room) => {
+                let stepped = self.driver.step(message);
+                drop(room);
+                self.settle("take a message", stepped);
+            }
+            RaftInput::Unreachable(id) => self.driver.report_unreachable(id),
+            RaftInput::Snapshot(id, ok) => self.driver.report_snapshot(id, ok),
             RaftInput::Persisted(number) => self.persisted(number),
             RaftInput::Applied { index, changes } => {
                 for change in changes.into_iter().flatten() {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex as StdMutex,
+        Arc, Mutex as StdMutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -15,6 +15,7 @@ use crossbeam_channel::Sender;
 use engine::RocksEngine;
 use mvcc::Engine;
 use parking_lot::Mutex;
+use peer::Transport;
 use state::{Error, Lessor, Published, Reply, ids::RequestIds};
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -26,6 +27,8 @@ pub(crate) type Snapshot = <RocksEngine as Engine>::Snapshot;
 pub(crate) const PROPOSAL_BYTES: usize = 64 << 20;
 /// The unit in which they are counted.
 pub(crate) const PROPOSAL_UNIT: usize = 1 << 10;
+/// Bytes of messages from other members that may wait for raft; then their streams wait.
+pub(crate) const STEP_BYTES: usize = 64 << 20;
 /// Beyond so many entries that are committed and not applied new requests are refused, as in etcd.
 pub(crate) const MAX_APPLY_GAP: u64 = 5000;
 
@@ -38,6 +41,7 @@ pub(crate) struct Settings {
     pub cluster_id: u64,
     pub name: String,
     pub advertise_client: Vec<String>,
+    pub advertise_peer: Vec<String>,
     pub tick: Duration,
     pub election: Duration,
     pub max_request_bytes: usize,
@@ -82,6 +86,8 @@ pub(crate) struct Shared {
     pub to_raft: Sender<RaftInput>,
     pub to_apply: Sender<ApplyInput>,
     pub proposal_room: Arc<Semaphore>,
+    pub step_room: Arc<Semaphore>,
+    transport: OnceLock<Arc<Transport>>,
     /// The revision up to which compacted rows are gone, with their hash known.
     pub compacted: watch::Sender<i64>,
     /// Set when the node is to end, with why.
@@ -143,12 +149,38 @@ impl Shared {
             },
             counters: Counters::default(),
             proposal_room: Arc::new(Semaphore::new(PROPOSAL_BYTES / PROPOSAL_UNIT)),
+            step_room: Arc::new(Semaphore::new(STEP_BYTES / PROPOSAL_UNIT)),
+            transport: OnceLock::new(),
             ended: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
             waiters: Mutex::default(),
             applied_waiters: Mutex::default(),
             origin,
         }
+    }
+
+    /// Joins the node and its transport, once, before any thread runs.
+    pub fn set_transport(&self, transport: Arc<Transport>) {
+        // A second one cannot be: there is one caller.
+        let _ = self.transport.set(transport);
+    }
+
+    /// How other members are reached; `None` only while the node is being made.
+    pub fn transport(&self) -> Option<&Arc<Transport>> {
+        self.transport.get()
+    }
+
+    /// The peer URLs of another member that leads; `None` when none does or this one does.
+    pub fn leader_urls(&self) -> Option<Vec<String>> {
+        let leader = self.leader();
+        if leader == self.settings.member_id {
+            return None;
+        }
+        let published = self.published.load();
+        published
+            .members
+            .get(leader)
+            .map(|member| member.peer_urls.clone())
     }
 
     /// Time since the node's origin: what leases count by.

@@ -20,7 +20,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{apply::Chore, backend::NodeBackend, shared::Shared};
+use super::{
+    apply::Chore,
+    backend::NodeBackend,
+    peers,
+    shared::{Ended, Shared},
+};
 
 /// How often leases that have ended are looked for.
 const LEASE_SCAN: Duration = Duration::from_millis(500);
@@ -30,6 +35,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const VERSION_CHECK: Duration = Duration::from_secs(4);
 /// How soon it does so first: a new cluster's version should not be long in coming.
 const FIRST_VERSION_CHECK: Duration = Duration::from_millis(100);
+/// How long a removed member stays.
+const PARTING: Duration = Duration::from_secs(1);
 /// Time between two attempts to tell the cluster of this member.
 const PUBLISH_RETRY: Duration = Duration::from_millis(100);
 
@@ -100,13 +107,12 @@ async fn decide_versions(shared: Arc<Shared>) {
             wait = FIRST_VERSION_CHECK;
             continue;
         }
-        let (current, alone) = {
-            let published = shared.published.load();
-            (published.cluster_version, published.members.len() == 1)
-        };
-        // Other members cannot be asked yet; there are none.
-        let own = alone.then_some(version::SERVER);
-        let Some(decided) = version::decide([own]) else {
+        let current = shared.published.load().cluster_version;
+        let Some(decided) = version::decide(peers::versions(&shared).await) else {
+            // A member that does not answer; a new cluster's should not be long in coming.
+            if current.is_none() {
+                wait = FIRST_VERSION_CHECK;
+            }
             continue;
         };
         if current.is_some_and(|current| current >= decided) {
@@ -132,6 +138,14 @@ async fn do_chores(shared: Arc<Shared>, mut chores: mpsc::UnboundedReceiver<Chor
             Chore::RaiseNoSpace(callers) => {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move { raise_no_space(&shared, callers).await });
+            }
+            Chore::Removed => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    // The others should hear that the removal is committed before this member goes.
+                    tokio::time::sleep(PARTING).await;
+                    shared.end(Ended::Removed);
+                });
             }
             Chore::Compacted(revision) => {
                 shared.compacted.send_replace(revision);

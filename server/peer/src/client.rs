@@ -1,0 +1,208 @@
+//! Calls to other members: short ones with an answer, and the bodies of streams.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client as Legacy, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use prost::Message;
+use proto::{
+    etcdserverpb::{
+        LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest,
+        LeaseTimeToLiveResponse,
+    },
+    leasepb::{LeaseInternalRequest, LeaseInternalResponse},
+};
+use state::{Error, Member, Version};
+
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long a short call may take.
+const CALL: Duration = Duration::from_secs(5);
+/// The longest answer that is read.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+
+/// The header with the cluster's ID.
+pub(crate) const CLUSTER_ID: &str = "x-etcd-cluster-id";
+
+/// Makes calls to other members.
+#[derive(Clone)]
+pub struct Client {
+    http: Legacy<HttpConnector, Full<Bytes>>,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT));
+        // etcd closes idle peer connections after five seconds; a shorter time here never meets
+        // a closing one.
+        let http = Legacy::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(3))
+            .build(connector);
+        Self { http }
+    }
+}
+
+impl Client {
+    pub(crate) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, String> {
+        let sent = tokio::time::timeout(CALL, self.http.request(request)).await;
+        let sent = sent.map_err(|_| "no answer in time".to_owned())?;
+        sent.map_err(|error| {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        })
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        url: String,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, http::HeaderMap, Bytes), String> {
+        let request = Request::builder()
+            .method(method)
+            .uri(&url)
+            .header(http::header::CONTENT_TYPE, "application/protobuf")
+            .body(Full::new(Bytes::from(body)));
+        let request = request.map_err(|error| format!("{url}: {error}"))?;
+        let (head, body) = self.send(request).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect();
+        let body = tokio::time::timeout(CALL, body).await;
+        let body = body.map_err(|_| format!("{url}: no answer in time"))?;
+        let body = body.map_err(|error| format!("{url}: {error}"))?;
+        Ok((head.status, head.headers, body.to_bytes()))
+    }
+
+    /// The cluster's ID and its members, as the first of `urls` that answers knows them.
+    ///
+    /// # Errors
+    /// Why none answered.
+    pub async fn members(&self, urls: &[String]) -> Result<(u64, Vec<Member>), String> {
+        let mut failed = "no peer URL to ask".to_owned();
+        for url in urls {
+            match self.members_of(url).await {
+                Ok(found) => return Ok(found),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn members_of(&self, url: &str) -> Result<(u64, Vec<Member>), String> {
+        let (status, headers, body) = self
+            .call(Method::GET, format!("{url}/members"), Vec::new())
+            .await?;
+        if status != StatusCode::OK {
+            return Err(format!("{url}/members: {status}"));
+        }
+        let id = headers.get(CLUSTER_ID).and_then(|id| id.to_str().ok());
+        let id = id.and_then(|id| u64::from_str_radix(id, 16).ok());
+        let id = id.ok_or_else(|| format!("{url}/members: no cluster ID in the answer"))?;
+        let members =
+            serde_json::from_slice(&body).map_err(|error| format!("{url}/members: {error}"))?;
+        Ok((id, members))
+    }
+
+    /// The server version of the member behind `urls`.
+    pub async fn version(&self, urls: &[String]) -> Option<Version> {
+        for url in urls {
+            let answer = self.call(Method::GET, format!("{url}/version"), Vec::new());
+            if let Ok((StatusCode::OK, _, body)) = answer.await
+                && let Ok(json) = serde_json::from_slice::<serde_json::Value>(&body)
+                && let Some(version) = json["etcdserver"].as_str()
+                && let Ok(version) = version.parse()
+            {
+                return Some(version);
+            }
+        }
+        None
+    }
+
+    /// Asks the leader to promote a learner; returns all members.
+    ///
+    /// # Errors
+    /// The leader's refusal.
+    pub async fn promote(&self, urls: &[String], id: u64) -> Result<Vec<Member>, Error> {
+        for url in urls {
+            let url = format!("{url}/members/promote/{id}");
+            let Ok((status, _, body)) = self.call(Method::POST, url, Vec::new()).await else {
+                continue;
+            };
+            if status == StatusCode::OK {
+                return serde_json::from_slice(&body).map_err(|_| Error::Unhealthy);
+            }
+            // A refusal is told by its text, as etcd's own members do.
+            let text = String::from_utf8_lossy(&body).trim().to_owned();
+            // One text begins as another ends, so the longest one is meant.
+            let known = Error::ALL
+                .iter()
+                .filter(|error| text.contains(error.text()));
+            let known = known.max_by_key(|error| error.text().len());
+            return Err(known.copied().unwrap_or(Error::Unhealthy));
+        }
+        Err(Error::NoLeader)
+    }
+
+    /// Asks the leader to renew a lease; returns its time to live in seconds.
+    ///
+    /// # Errors
+    /// [`Error::LeaseNotFound`], or that the leader cannot be asked.
+    pub async fn renew_lease(&self, urls: &[String], id: i64) -> Result<i64, Error> {
+        let request = LeaseKeepAliveRequest { id }.encode_to_vec();
+        for url in urls {
+            let call = self.call(Method::POST, format!("{url}/leases"), request.clone());
+            match call.await {
+                Ok((StatusCode::OK, _, body)) => {
+                    let response = LeaseKeepAliveResponse::decode(body);
+                    return response.map(|r| r.ttl).map_err(|_| Error::Unhealthy);
+                }
+                Ok((StatusCode::NOT_FOUND, ..)) => return Err(Error::LeaseNotFound),
+                _ => {}
+            }
+        }
+        Err(Error::NoLeader)
+    }
+
+    /// Asks the leader what is left of a lease.
+    ///
+    /// # Errors
+    /// [`Error::LeaseNotFound`], or that the leader cannot be asked.
+    pub async fn lease_time_to_live(
+        &self,
+        urls: &[String],
+        request: LeaseTimeToLiveRequest,
+    ) -> Result<LeaseTimeToLiveResponse, Error> {
+        let request = LeaseInternalRequest {
+            lease_time_to_live_request: Some(request),
+        };
+        let request = request.encode_to_vec();
+        for url in urls {
+            let url = format!("{url}/leases/internal");
+            match self.call(Method::POST, url, request.clone()).await {
+                Ok((StatusCode::OK, _, body)) => {
+                    let response = LeaseInternalResponse::decode(body).ok();
+                    let response = response.and_then(|r| r.lease_time_to_live_response);
+                    return response.ok_or(Error::Unhealthy);
+                }
+                Ok((StatusCode::NOT_FOUND, ..)) => return Err(Error::LeaseNotFound),
+                _ => {}
+            }
+        }
+        Err(Error::NoLeader)
+    }
+}

@@ -1,0 +1,86 @@
+//! etcd's peer protocol, rafthttp.
+//!
+//! Owns: the streams and the pipeline by which raft's messages travel, who may speak with whom,
+//! and the calls between members: membership, promotion, leases, versions. Each member opens two
+//! streams at every other and reads from them: appends, and everything else, so that heartbeats
+//! never wait behind large messages.
+//!
+//! Must never know: what a message means to raft, the engine, the log, or sockets that accept:
+//! [`router`] is served by the server.
+//!
+//! Not here yet: snapshots, TLS, `/members/hashkv`. Start reading in `transport.rs`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod client;
+mod codec;
+mod outbound;
+mod server;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use proto::{
+    etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
+    raftpb::Message,
+};
+use state::{Error, Member, Version};
+
+pub use client::Client;
+pub use transport::Transport;
+
+/// Who this member is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member's ID.
+    pub member_id: u64,
+    /// The cluster's ID.
+    pub cluster_id: u64,
+    /// Where other members reach this one.
+    pub peer_urls: Vec<String>,
+    /// The server's version.
+    pub version: Version,
+    /// The oldest version that it can talk with.
+    pub min_version: Version,
+}
+
+/// An answer that takes a while.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the transport asks of the node.
+pub trait Handler: Send + Sync + 'static {
+    /// Takes a message; waits while the node has too many.
+    fn step(&self, message: Message) -> Answer<'_, ()>;
+    /// A message could not be sent to a member.
+    fn report_unreachable(&self, id: u64);
+    /// A snapshot was received by a member, or was not.
+    fn report_snapshot(&self, id: u64, ok: bool);
+    /// Another member says that this one was removed.
+    fn removed(&self);
+    /// Whether a member was removed.
+    fn is_removed(&self, id: u64) -> bool;
+    /// All members.
+    fn members(&self) -> Vec<Member>;
+    /// Promotes a learner, on the leader.
+    fn promote(&self, id: u64) -> Answer<'_, Result<Vec<Member>, Error>>;
+    /// Renews a lease, on the leader.
+    fn renew_lease(&self, id: i64) -> Answer<'_, Result<i64, Error>>;
+    /// What is left of a lease, on the leader.
+    fn lease_time_to_live(
+        &self,
+        request: LeaseTimeToLiveRequest,
+    ) -> Answer<'_, Result<LeaseTimeToLiveResponse, Error>>;
+    /// The versions, as `/version` shows them.
+    fn versions(&self) -> String;
+    /// Whether the cluster is being downgraded.
+    fn downgrading(&self) -> bool;
+    /// The time as RFC 3339 with nanoseconds.
+    fn wall_clock(&self) -> String;
+}
+
+/// Everything that a peer port serves.
+pub fn router(transport: Arc<Transport>) -> axum::Router {
+    server::router(transport)
+}
