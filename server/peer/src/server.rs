@@ -203,7 +203,9 @@ async fn time_to_live(State(transport): Shared, body: Bytes) -> Response {
         return (StatusCode::BAD_REQUEST, "error unmarshalling request\n").into_response();
     };
     match transport.handler.lease_time_to_live(request).await {
-        Ok(response) => {
+        Ok(mut response) => {
+            // A member that is etcd reads the header without looking whether there is one.
+            response.header.get_or_insert_default();
             let response = LeaseInternalResponse {
                 lease_time_to_live_response: Some(response),
             };

@@ -260,6 +260,7 @@ async fn calls_are_answered() {
     let ask = |id| LeaseTimeToLiveRequest { id, keys: false };
     let left = client.lease_time_to_live(&urls, ask(7)).await.unwrap();
     assert_eq!((left.ttl, left.granted_ttl), (30, 60));
+    assert!(left.header.is_some(), "etcd ends itself without one");
     let left = client.lease_time_to_live(&urls, ask(8)).await;
     assert_eq!(left, Err(Error::LeaseNotFound));
     assert_eq!(client.promote(&urls, 1).await, Ok(a.node.members()));

@@ -182,7 +182,7 @@ impl Handler for NodeHandler {
             let units = (length / PROPOSAL_UNIT + 1).min(STEP_BYTES / PROPOSAL_UNIT);
             let room = Arc::clone(&self.shared.step_room);
             if let Ok(room) = room.acquire_many_owned(units as u32).await {
-                self.tell(RaftInput::Step(message, room));
+                self.tell(RaftInput::Step(Box::new(message), room));
             }
         })
     }

@@ -39,7 +39,7 @@ pub(crate) enum RaftInput {
     /// Asks for the index that a linearizable read waits for.
     Read(oneshot::Sender<u64>),
     /// A message from another member, with the room that it takes up until it is stepped.
-    Step(Message, OwnedSemaphorePermit),
+    Step(Box<Message>, OwnedSemaphorePermit),
     /// A message to a member could not be sent.
     Unreachable(u64),
     /// A snapshot was received by a member, or was not.
@@ -132,7 +132,7 @@ impl RaftThread {
             }
             RaftInput::Read(reader) => self.held.readers.push(reader),
             RaftInput::Step(message, room) => {
-                let stepped = self.driver.step(message);
+                let stepped = self.driver.step(*message);
                 drop(room);
                 self.settle("take a message", stepped);
             }
