@@ -8,4 +8,4 @@
 
 mod server;
 
-pub use server::{Kind, Server, tool};
+pub use server::{Kind, Member, Server, tool};

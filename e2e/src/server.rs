@@ -66,6 +66,56 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// How a member is started.
+pub struct Member {
+    kind: Kind,
+    name: String,
+    peer_url: String,
+}
+
+impl Member {
+    /// A member with a peer URL of its own.
+    pub fn new(kind: Kind, name: &str) -> Self {
+        Self {
+            kind,
+            name: name.to_owned(),
+            peer_url: format!("http://127.0.0.1:{}", free_port()),
+        }
+    }
+
+    /// Where other members reach it.
+    pub fn peer_url(&self) -> &str {
+        &self.peer_url
+    }
+
+    /// Its part of `--initial-cluster`.
+    pub fn pair(&self) -> String {
+        format!("{}={}", self.name, self.peer_url)
+    }
+
+    /// Starts it and does not wait: the first members of a cluster wait for each other.
+    pub fn launch(&self, folder: &Path, cluster: &[&Member], state: &str) -> Server {
+        let pairs: Vec<String> = cluster.iter().map(|member| member.pair()).collect();
+        let url = format!("http://127.0.0.1:{}", free_port());
+        let arguments = vec![
+            format!("--name={}", self.name),
+            format!("--data-dir={}", folder.join(&self.name).display()),
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+            format!("--listen-peer-urls={}", self.peer_url),
+            format!("--initial-advertise-peer-urls={}", self.peer_url),
+            format!("--initial-cluster={}", pairs.join(",")),
+            format!("--initial-cluster-state={state}"),
+        ];
+        Server::launch(
+            self.kind,
+            arguments,
+            folder.join(format!("{}.log", self.name)),
+            url,
+        )
+    }
+}
+
 impl Server {
     /// Starts a single member in `folder` and waits until it serves. Members of both kinds get the
     /// same IDs, so that their answers can be compared whole.
@@ -82,17 +132,19 @@ impl Server {
             "--initial-cluster=m=http://127.0.0.1:2".to_owned(),
         ];
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        let log = folder.join("log");
-        let child = spawn(kind, &arguments, &log);
-        let mut server = Self {
+        let mut server = Self::launch(kind, arguments, folder.join("log"), url);
+        server.wait_ready();
+        server
+    }
+
+    fn launch(kind: Kind, arguments: Vec<String>, log: PathBuf, url: String) -> Self {
+        Self {
             kind,
-            child,
+            child: spawn(kind, &arguments, &log),
             arguments,
             log,
             url,
-        };
-        server.wait_ready();
-        server
+        }
     }
 
     /// Where clients connect.
@@ -133,7 +185,8 @@ impl Server {
         self.wait_ready();
     }
 
-    fn wait_ready(&mut self) {
+    /// Waits until it serves clients.
+    pub fn wait_ready(&mut self) {
         let began = Instant::now();
         while !self.log().contains(READY) {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -1,0 +1,304 @@
+//! Clusters: kills in turns under load, members that come and go, and Cairn among real etcds.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use e2e::{Kind, Member, Server};
+use proto::etcdserverpb::{
+    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest,
+    MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+    MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest, cluster_client::ClusterClient,
+    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// Kills in the gate.
+const KILLS: usize = 30;
+/// Writers, each with a key of its own for each number that it writes.
+const WRITERS: usize = 6;
+/// How long anything may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long one call may take before a writer turns to another member.
+const CALL: Duration = Duration::from_secs(2);
+
+fn channel(url: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    endpoint
+        .connect_timeout(CALL)
+        .timeout(Duration::from_secs(8))
+        .connect_lazy()
+}
+
+/// Calls again until it is answered.
+async fn eventually<T, E: std::fmt::Debug>(
+    what: &str,
+    mut call: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let began = Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(began.elapsed() < LIMIT, "{what}: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn put(url: &str, key: &str, value: &str) {
+    let request = PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..PutRequest::default()
+    };
+    let mut kv = KvClient::new(channel(url));
+    eventually("put", async || kv.put(request.clone()).await).await;
+}
+
+async fn get(url: &str, key: &str) -> Option<String> {
+    let request = RangeRequest {
+        key: key.to_owned().into(),
+        ..RangeRequest::default()
+    };
+    let mut kv = KvClient::new(channel(url));
+    let found = eventually("get", async || kv.range(request.clone()).await).await;
+    let kv = found.into_inner().kvs.into_iter().next();
+    kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
+}
+
+/// Waits until all members are at one revision with one hash.
+async fn agree(urls: &[&str]) {
+    let mut kv = KvClient::new(channel(urls[0]));
+    let barrier = PutRequest {
+        key: "barrier".into(),
+        ..PutRequest::default()
+    };
+    let put = eventually("barrier", async || kv.put(barrier.clone()).await).await;
+    let revision = put.into_inner().header.unwrap().revision;
+    let mut hashes = Vec::new();
+    for url in urls {
+        let mut client = MaintenanceClient::new(channel(url));
+        let request = HashKvRequest { revision };
+        let hash = eventually("hash", async || client.hash_kv(request).await).await;
+        hashes.push((url.to_owned(), hash.into_inner().hash));
+    }
+    let same = hashes.iter().all(|(_, hash)| *hash == hashes[0].1);
+    assert!(same, "at {revision}: {hashes:x?}");
+}
+
+async fn leader(url: &str) -> u64 {
+    let mut client = MaintenanceClient::new(channel(url));
+    eventually("leader", async || {
+        let status = client.status(StatusRequest {}).await;
+        match status.map(|status| status.into_inner().leader) {
+            Ok(0) => Err("none".to_owned()),
+            Ok(leader) => Ok(leader),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await
+}
+
+/// What was acknowledged: key to revision.
+type Book = Arc<Mutex<HashMap<String, i64>>>;
+
+/// Writes keys once each, at whichever member answers.
+async fn write(writer: usize, urls: Vec<String>, book: Book, stop: Arc<AtomicBool>) {
+    let clients: Vec<Channel> = urls.iter().map(|url| channel(url)).collect();
+    let mut at = writer;
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let key = format!("w{writer}/{number}");
+        let mut kv = KvClient::new(clients[at % clients.len()].clone());
+        let request = PutRequest {
+            key: key.clone().into(),
+            value: key.clone().into(),
+            ..PutRequest::default()
+        };
+        match tokio::time::timeout(CALL, kv.put(request)).await {
+            Ok(Ok(response)) => {
+                let revision = response.into_inner().header.unwrap().revision;
+                book.lock().unwrap().insert(key, revision);
+            }
+            // Nothing is known of this one; the next goes elsewhere.
+            _ => at += 1,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_lose_nothing_to_kills_in_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = ["a", "b", "c"].map(|name| Member::new(Kind::Cairn, name));
+    let all: Vec<&Member> = members.iter().collect();
+    let launch = |member: &Member| member.launch(folder.path(), &all, "new");
+    let mut servers: Vec<Server> = members.iter().map(launch).collect();
+    servers.iter_mut().for_each(Server::wait_ready);
+    let urls: Vec<String> = servers
+        .iter()
+        .map(|server| server.url().to_owned())
+        .collect();
+    let (book, stop) = (Book::default(), Arc::new(AtomicBool::new(false)));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|n| tokio::spawn(write(n, urls.clone(), Arc::clone(&book), Arc::clone(&stop))))
+        .collect();
+    for kill in 0..KILLS {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let server = &mut servers[kill % 3];
+        server.kill();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Ready means that a leader was found and the member's own entry applied.
+        server.restart();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    agree(&urls).await;
+    let mut kv = KvClient::new(channel(urls[0]));
+    let request = RangeRequest {
+        key: "w".into(),
+        range_end: "x".into(),
+        ..RangeRequest::default()
+    };
+    let found = eventually("read", async || kv.range(request.clone()).await).await;
+    let found: HashMap<String, i64> = found
+        .into_inner()
+        .kvs
+        .into_iter()
+        .map(|kv| (String::from_utf8(kv.key.to_vec()).unwrap(), kv.mod_revision))
+        .collect();
+    let book = book.lock().unwrap();
+    for (key, revision) in book.iter() {
+        assert_eq!(found.get(key), Some(revision), "{key}");
+    }
+    assert!(book.len() > KILLS * 10, "only {} writes", book.len());
+    println!(
+        "{KILLS} kills, {} acknowledged writes, none lost",
+        book.len()
+    );
+}
+
+/// Adds a learner at `url`, starts it and makes it a voter.
+async fn grow(
+    url: &str,
+    member: &Member,
+    cluster: &[&Member],
+    folder: &std::path::Path,
+) -> (u64, Server) {
+    let mut client = ClusterClient::new(channel(url));
+    let add = MemberAddRequest {
+        peer_ur_ls: vec![member.peer_url().to_owned()],
+        is_learner: true,
+    };
+    let added = eventually("add", async || client.member_add(add.clone()).await).await;
+    let id = added.into_inner().member.unwrap().id;
+    let mut server = member.launch(folder, cluster, "existing");
+    server.wait_ready();
+    let promote = MemberPromoteRequest { id };
+    eventually("promote", async || client.member_promote(promote).await).await;
+    (id, server)
+}
+
+async fn shrink(url: &str, id: u64) {
+    let mut client = ClusterClient::new(channel(url));
+    let remove = MemberRemoveRequest { id };
+    eventually("remove", async || client.member_remove(remove).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (Member::new(Kind::Cairn, "a"), Member::new(Kind::Cairn, "b"));
+    let mut first = a.launch(folder.path(), &[&a], "new");
+    first.wait_ready();
+    put(first.url(), "before", "1").await;
+    let (id, mut second) = grow(first.url(), &b, &[&a, &b], folder.path()).await;
+    assert_eq!(get(second.url(), "before").await.as_deref(), Some("1"));
+    put(second.url(), "through the second", "2").await;
+    assert_eq!(
+        get(first.url(), "through the second").await.as_deref(),
+        Some("2")
+    );
+    agree(&[first.url(), second.url()]).await;
+
+    // The leader leaves and the other leads at once.
+    let mut maintenance = MaintenanceClient::new(channel(first.url()));
+    let lead = leader(first.url()).await;
+    if lead != id {
+        let to = MoveLeaderRequest { target_id: id };
+        eventually("move", async || maintenance.move_leader(to).await).await;
+    }
+    assert_eq!(leader(first.url()).await, id);
+    shrink(first.url(), id).await;
+    put(first.url(), "alone again", "3").await;
+    // A removed member ends by itself and does not come back.
+    let began = Instant::now();
+    while !second.log().contains("permanently removed") {
+        assert!(began.elapsed() < LIMIT, "{}", second.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    second.kill();
+    let mut client = ClusterClient::new(channel(first.url()));
+    let list = MemberListRequest { linearizable: true };
+    let members = eventually("list", async || client.member_list(list).await).await;
+    assert_eq!(members.into_inner().members.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cairn_joins_leads_and_replaces_real_etcds() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = Member::new(Kind::Etcd, "old");
+    let new = Member::new(Kind::Cairn, "new");
+    let mut etcd = old.launch(folder.path(), &[&old], "new");
+    etcd.wait_ready();
+    let etcd_id = leader(etcd.url()).await;
+    for n in 0..50 {
+        put(etcd.url(), &format!("k{}", n % 20), &n.to_string()).await;
+    }
+    let (cairn_id, cairn) = grow(etcd.url(), &new, &[&old, &new], folder.path()).await;
+    assert_eq!(get(cairn.url(), "k19").await.as_deref(), Some("39"));
+    put(cairn.url(), "through cairn", "1").await;
+    agree(&[etcd.url(), cairn.url()]).await;
+
+    // Cairn leads an etcd: reads, writes and leases through the follower.
+    let mut maintenance = MaintenanceClient::new(channel(etcd.url()));
+    let to = MoveLeaderRequest {
+        target_id: cairn_id,
+    };
+    eventually("move", async || maintenance.move_leader(to).await).await;
+    assert_eq!(leader(etcd.url()).await, cairn_id);
+    put(etcd.url(), "through etcd", "2").await;
+    assert_eq!(get(etcd.url(), "through etcd").await.as_deref(), Some("2"));
+    let mut lease = LeaseClient::new(channel(etcd.url()));
+    let grant = LeaseGrantRequest { id: 7, ttl: 600 };
+    eventually("grant", async || lease.lease_grant(grant).await).await;
+    let alive = tokio_stream::once(LeaseKeepAliveRequest { id: 7 });
+    let mut alive = lease.lease_keep_alive(alive).await.unwrap().into_inner();
+    assert_eq!(alive.message().await.unwrap().unwrap().ttl, 600);
+    let ask = LeaseTimeToLiveRequest { id: 7, keys: true };
+    let left = lease.lease_time_to_live(ask).await.unwrap().into_inner();
+    assert_eq!(left.granted_ttl, 600);
+    agree(&[etcd.url(), cairn.url()]).await;
+
+    // A second Cairn, so that the etcd can go.
+    let third = Member::new(Kind::Cairn, "third");
+    let (_, second) = grow(cairn.url(), &third, &[&old, &new, &third], folder.path()).await;
+    agree(&[etcd.url(), cairn.url(), second.url()]).await;
+    shrink(cairn.url(), etcd_id).await;
+    etcd.kill();
+    put(second.url(), "without etcd", "3").await;
+    assert_eq!(get(cairn.url(), "without etcd").await.as_deref(), Some("3"));
+    assert_eq!(get(second.url(), "k19").await.as_deref(), Some("39"));
+    agree(&[cairn.url(), second.url()]).await;
+}
