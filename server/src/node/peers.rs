@@ -11,7 +11,7 @@ use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member as MemberProto},
     raftpb::Message,
 };
-use state::{Error, Member, MemberChange, Version, version};
+use state::{Error, Member, MemberChange, Version, validate, version};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -178,6 +178,11 @@ impl NodeHandler {
 impl Handler for NodeHandler {
     fn step(&self, message: Message) -> Answer<'_, ()> {
         Box::pin(async move {
+            if let Err(problem) = validate::admit_message(&message) {
+                warn!(from = %format_args!("{:x}", message.from.unwrap_or_default()), problem,
+                    "dropped a proposal of another member");
+                return;
+            }
             let length = message.encoded_len();
             let units = (length / PROPOSAL_UNIT + 1).min(STEP_BYTES / PROPOSAL_UNIT);
             let room = Arc::clone(&self.shared.step_room);

@@ -30,7 +30,7 @@ use crate::{
         Options, Published, Reply, STORAGE_VERSION, TERM, header, store_error,
     },
     members::{self, MemberChange},
-    version::{Downgrade, STORAGE_VERSION_SINCE, Version},
+    version::{self, Downgrade, STORAGE_VERSION_SINCE, Version},
 };
 
 /// A batch of entries being applied.
@@ -244,6 +244,16 @@ impl<E: Engine> Batch<'_, E> {
         let version: Version = version
             .parse()
             .map_err(|reason| Fatal::Entry { index, reason })?;
+        if version > version::SERVER {
+            let own = version::SERVER;
+            return Err(Fatal::Entry {
+                index,
+                reason: format!(
+                    "the cluster's version is now {version}, and this server's is {own}: run a \
+                     newer one"
+                ),
+            });
+        }
         self.next.cluster_version = Some(version);
         let text = Bytes::from(version.to_string());
         self.put_row(Family::Cluster, CLUSTER_VERSION, text.clone())?;

@@ -322,6 +322,20 @@ fn an_entry_that_cannot_be_applied_ends_the_process() {
     assert!(matches!(check(1, b"\xff\xff", 1), Fatal::Entry { .. }));
     assert!(matches!(check(2, b"", 1), Fatal::Entry { .. }));
     assert!(matches!(check(0, b"", 2), Fatal::Entry { .. }));
+    let newer = InternalRaftRequest {
+        header: Some(RequestHeader {
+            id: 9,
+            ..RequestHeader::default()
+        }),
+        cluster_version_set: Some(ClusterVersionSetRequest {
+            ver: "3.8.0".to_owned(),
+        }),
+        ..InternalRaftRequest::default()
+    };
+    assert!(matches!(
+        check(0, &newer.encode_to_vec(), 1),
+        Fatal::Entry { .. }
+    ));
     let auth = InternalRaftRequest {
         header: Some(RequestHeader {
             id: 9,
