@@ -46,6 +46,11 @@ build: deps ## Build the server; the last line says where it is.
 run: build ## Start a server on port 2379 with its data in default.etcd.
 	exec $(CARGO_TARGET_DIR)/release/cairn
 
+.PHONY: bench
+bench: build ## Measure Cairn beside real etcd, in turns, in one run (about five minutes).
+	@mkdir -p e2e/bench/results
+	$(CARGO_TARGET_DIR)/release/bench e2e/bench/results/$$(uname -m)-$$(nproc)-cores.txt
+
 .PHONY: test
 test: lint ## Everything that decides whether a change lands; the last line counts the tests.
 	@./.ci/count cargo test --locked --release --workspace --all-features

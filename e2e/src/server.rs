@@ -54,10 +54,15 @@ pub fn tool(name: &str) -> PathBuf {
     binary
 }
 
-/// Where cargo put what it built: tests run from its `deps` folder.
+/// Where cargo put what it built.
 fn target_folder() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().to_owned()
+    let own = std::env::current_exe().unwrap();
+    let folder = own.parent().unwrap();
+    // Tests lie one folder deeper than programs.
+    match folder.ends_with("deps") {
+        true => folder.parent().unwrap().to_owned(),
+        false => folder.to_owned(),
+    }
 }
 
 /// A port that was free a moment ago.
@@ -150,6 +155,11 @@ impl Server {
     /// Where clients connect.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// What the server wrote since its last start.

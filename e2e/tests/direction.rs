@@ -46,7 +46,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "watch",
         ],
     ),
-    ("e2e", Edge, &[]),
+    ("e2e", Edge, &["proto"]),
 ];
 
 /// What no crate of the core may be built with, however far down.
