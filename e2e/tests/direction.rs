@@ -46,6 +46,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "watch",
         ],
     ),
+    ("sim", Edge, &["consensus", "mvcc", "proto", "state", "wal"]),
     ("e2e", Edge, &["proto"]),
 ];
 
