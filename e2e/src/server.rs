@@ -3,13 +3,17 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
 /// Both log this line when they serve clients.
 const READY: &str = "ready to serve client requests";
+/// Ports for servers, below those that Linux gives to outgoing connections.
+const PORTS: Range<u16> = 12_000..32_000;
 /// How long a start may take on a busy machine.
 const START: Duration = Duration::from_secs(60);
 /// How long a server may take to end after SIGTERM.
@@ -65,10 +69,18 @@ fn target_folder() -> PathBuf {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that is free now. The system gives none of these to connections that go out, so a server
+/// that is down for a moment finds its port again.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = std::process::id() as u16;
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + start.wrapping_mul(97).wrapping_add(next) % PORTS.len() as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// How a member is started.

@@ -83,7 +83,11 @@ fn start(config: &Config) -> ExitCode {
         .enable_all()
         .build()
         .context("could not start the runtime");
-    let ended = runtime.and_then(|runtime| runtime.block_on(run(config)));
+    let ended = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(run(config));
+        runtime.shutdown_background();
+        ended
+    });
     match ended {
         Ok(Ended::Asked) => ExitCode::SUCCESS,
         Ok(Ended::Removed) => {
@@ -168,6 +172,10 @@ async fn run(config: &Config) -> anyhow::Result<Ended> {
         _ = interrupt.recv() => Ended::Asked,
         _ = terminate.recv() => Ended::Asked,
     };
+    if let Ended::Fatal(_) = ended {
+        // Nothing is waited for: a thread may hang in the very call that failed.
+        return Ok(ended);
+    }
     if ended == Ended::Asked {
         info!("received signal; shutting down");
         node.hand_over().await;
