@@ -414,17 +414,21 @@ fn filter(r: &RangeRequest, kvs: &mut Vec<KeyValue>) {
     });
 }
 
-/// Sorts as asked. A target without an order means ascending, as etcd has it.
+/// Sorts as asked. A target without an order means ascending, as etcd has it. Equal ones stay in
+/// the order of their keys, also in a descending order: so Go's sort leaves short lists.
 fn sort(r: &RangeRequest, kvs: &mut [KeyValue]) {
-    match r.sort_target() {
-        SortTarget::Key => {}
-        SortTarget::Version => kvs.sort_by_key(|kv| kv.version),
-        SortTarget::Create => kvs.sort_by_key(|kv| kv.create_revision),
-        SortTarget::Mod => kvs.sort_by_key(|kv| kv.mod_revision),
-        SortTarget::Value => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
-    }
-    if r.sort_order() == SortOrder::Descend {
-        kvs.reverse();
+    let compare = |a: &KeyValue, b: &KeyValue| match r.sort_target() {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    };
+    match (r.sort_target(), r.sort_order()) {
+        (_, SortOrder::Descend) => kvs.sort_by(|a, b| compare(b, a)),
+        // They come in the order of keys.
+        (SortTarget::Key, _) => {}
+        _ => kvs.sort_by(compare),
     }
 }
 

@@ -105,15 +105,16 @@ impl Model {
         kvs.retain(|kv| r.min_mod_revision == 0 || kv.mod_revision >= r.min_mod_revision);
         kvs.retain(|kv| r.max_create_revision == 0 || kv.create_revision <= r.max_create_revision);
         kvs.retain(|kv| r.min_create_revision == 0 || kv.create_revision >= r.min_create_revision);
-        match r.sort_target() {
-            SortTarget::Key => {}
-            SortTarget::Version => kvs.sort_by_key(|kv| kv.version),
-            SortTarget::Create => kvs.sort_by_key(|kv| kv.create_revision),
-            SortTarget::Mod => kvs.sort_by_key(|kv| kv.mod_revision),
-            SortTarget::Value => kvs.sort_by_key(|kv| kv.value.clone()),
-        }
-        if r.sort_order() == SortOrder::Descend {
-            kvs.reverse();
+        let rank = |kv: &KeyValue| match r.sort_target() {
+            SortTarget::Key => (0, kv.key.clone()),
+            SortTarget::Version => (kv.version, Bytes::new()),
+            SortTarget::Create => (kv.create_revision, Bytes::new()),
+            SortTarget::Mod => (kv.mod_revision, Bytes::new()),
+            SortTarget::Value => (0, kv.value.clone()),
+        };
+        match r.sort_order() {
+            SortOrder::Descend => kvs.sort_by_key(|kv| std::cmp::Reverse(rank(kv))),
+            _ => kvs.sort_by_key(rank),
         }
         let more = r.limit > 0 && kvs.len() as i64 > r.limit;
         if more {
@@ -781,6 +782,33 @@ fn outline(responses: &[proto::etcdserverpb::ResponseOp]) -> Vec<String> {
         }
     }
     outline_of
+}
+
+/// etcd's own suite looks at this.
+#[test]
+fn equal_ones_stay_in_the_order_of_keys_whatever_the_order() {
+    let mut store = Store::open(Arc::new(MemEngine::default())).unwrap();
+    let mut writer = store.begin();
+    for key in ["a", "b", "c", "b"] {
+        let request = PutRequest {
+            key: key.into(),
+            ..PutRequest::default()
+        };
+        writer.put(&request).unwrap();
+    }
+    let view = writer.commit().unwrap().view;
+    for (order, expected) in [(SortOrder::Ascend, "acb"), (SortOrder::Descend, "bac")] {
+        let request = RangeRequest {
+            key: Bytes::from_static(&[0]),
+            range_end: Bytes::from_static(&[0]),
+            sort_order: order as i32,
+            sort_target: SortTarget::Version as i32,
+            ..RangeRequest::default()
+        };
+        let found = view.range(&request).unwrap().kvs;
+        let keys: Vec<&[u8]> = found.iter().map(|kv| &kv.key[..]).collect();
+        assert_eq!(keys.concat(), expected.as_bytes(), "{order:?}");
+    }
 }
 
 #[test]
