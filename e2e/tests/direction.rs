@@ -27,6 +27,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("watch", Core, &["proto", "mvcc"]),
     ("consensus", Core, &["proto"]),
     ("config", Core, &[]),
+    ("record", Core, &[]),
     ("engine", Edge, &["mvcc"]),
     ("peer", Edge, &["proto", "state"]),
     ("api", Edge, &["proto", "state"]),
@@ -41,12 +42,15 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "mvcc",
             "peer",
             "proto",
+            "record",
             "state",
             "wal",
             "watch",
         ],
     ),
     ("sim", Edge, &["consensus", "mvcc", "proto", "state", "wal"]),
+    ("crds", Edge, &[]),
+    ("operator", Edge, &["crds", "proto", "record"]),
     ("e2e", Edge, &["proto"]),
 ];
 

@@ -5,6 +5,7 @@
 //!
 //! Start reading in [`run`], then `node/mod.rs`.
 
+mod guard;
 mod listen;
 mod logging;
 mod node;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use config::{Command, Config, Url};
 use node::{Ended, Node};
+use record::Refusal;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
             print!("{}", config::help());
             ExitCode::SUCCESS
         }
-        Ok(Command::Run(config)) => start(&config),
+        Ok(Command::Run(config)) => start(*config),
         Err(config::Error::Usage(problem)) => {
             eprintln!("{problem}\nSee 'cairn --help' for all flags.");
             ExitCode::from(USAGE)
@@ -74,8 +76,8 @@ fn version() -> String {
     )
 }
 
-fn start(config: &Config) -> ExitCode {
-    if let Err(error) = logging::init(config) {
+fn start(mut config: Config) -> ExitCode {
+    if let Err(error) = logging::init(&config) {
         eprintln!("cairn cannot start: {error:#}");
         return ExitCode::from(FAILED);
     }
@@ -84,7 +86,7 @@ fn start(config: &Config) -> ExitCode {
         .build()
         .context("could not start the runtime");
     let ended = runtime.and_then(|runtime| {
-        let ended = runtime.block_on(run(config));
+        let ended = runtime.block_on(run(&mut config));
         runtime.shutdown_background();
         ended
     });
@@ -92,7 +94,11 @@ fn start(config: &Config) -> ExitCode {
         Ok(Ended::Asked) => ExitCode::SUCCESS,
         Ok(Ended::Removed) => {
             error!("the member has been permanently removed from the cluster");
-            ExitCode::SUCCESS
+            match config.guard {
+                // An operator would start it again; etcd's own launchers expect success.
+                Some(_) => refused(&Refusal::Removed),
+                None => ExitCode::SUCCESS,
+            }
         }
         Ok(Ended::Fatal(why)) => {
             error!(error = why, "cairn cannot go on");
@@ -100,13 +106,22 @@ fn start(config: &Config) -> ExitCode {
         }
         Err(error) => {
             error!(error = format!("{error:#}"), "cairn cannot start");
-            ExitCode::from(FAILED)
+            match error.downcast_ref::<Refusal>() {
+                Some(refusal) => refused(refusal),
+                None => ExitCode::from(FAILED),
+            }
         }
     }
 }
 
+/// Ends a member that the bootstrap guard does not let start.
+fn refused(refusal: &Refusal) -> ExitCode {
+    guard::leave_word(refusal);
+    ExitCode::from(refusal.exit_code())
+}
+
 /// Runs a server until it is told to end or cannot go on.
-async fn run(config: &Config) -> anyhow::Result<Ended> {
+async fn run(config: &mut Config) -> anyhow::Result<Ended> {
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -135,14 +150,32 @@ async fn run(config: &Config) -> anyhow::Result<Ended> {
     let clients = bind(&config.listen_client)?;
     let metrics = bind(&config.listen_metrics)?;
     let peers = bind(&config.listen_peer)?;
-    let node = Node::start(config).await?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
+    // Probes are answered from the start: a member that waits or replays its log is alive.
+    let front = guard::Front::default();
     for (url, bound) in metrics {
-        let router = api::metrics_router(node.backend());
         info!(address = %url, "serving metrics");
-        servers.spawn(listen::serve(bound, router, options, stopped.clone()));
+        let serving = listen::serve(bound, front.router(), options, stopped.clone());
+        servers.spawn(serving);
     }
+    let start = async {
+        let guarded = match config.guard.clone() {
+            Some(guard) => Some(guard::wait(config, &guard).await?),
+            None => None,
+        };
+        let node = Node::start(config, guarded.is_some()).await?;
+        if let Some(guarded) = guarded {
+            guarded.started(node.cluster_id())?;
+        }
+        anyhow::Ok(node)
+    };
+    let node = tokio::select! {
+        started = start => started?,
+        _ = interrupt.recv() => return Ok(Ended::Asked),
+        _ = terminate.recv() => return Ok(Ended::Asked),
+    };
+    front.open(api::metrics_router(node.backend()));
     for (url, bound) in peers {
         info!(address = %url, "serving peer traffic");
         servers.spawn(listen::serve(

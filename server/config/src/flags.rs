@@ -51,9 +51,9 @@ use Effect::{Full, Never, NotYet, Refused};
 use Kind::{Bool, Duration, Int, OneOf, Text, Uint, Urls};
 
 macro_rules! flags {
-    ($($section:literal { $($name:literal $kind:expr, $default:literal, $effect:expr;)* })*) => {
-        /// All flags, in the order of `--help`.
-        pub const FLAGS: &[Flag] = &[$($(Flag {
+    ($(#[$meta:meta])* $table:ident: $($section:literal { $($name:literal $kind:expr, $default:literal, $effect:expr;)* })*) => {
+        $(#[$meta])*
+        pub const $table: &[Flag] = &[$($(Flag {
             name: $name,
             kind: $kind,
             default: $default,
@@ -64,6 +64,8 @@ macro_rules! flags {
 }
 
 flags! {
+    /// All flags of etcd's, in the order of `--help`.
+    FLAGS:
     "Member" {
         "name" Text, "default", Full;
         "data-dir" Text, "", Full;
@@ -197,6 +199,23 @@ flags! {
     }
 }
 
+flags! {
+    /// Cairn's own. They begin with `cairn-`, and their variables with `CAIRN_`, so that none ever
+    /// meets one of etcd's.
+    OWN:
+    "Cairn" {
+        "cairn-bootstrap-record" Text, "", Full;
+        "cairn-bootstrap-marks" Text, "", Full;
+        "cairn-pod-uid" Text, "", Full;
+        "cairn-cluster-uid" Text, "", Full;
+    }
+}
+
+/// Etcd's flags and Cairn's own.
+pub fn all() -> impl Iterator<Item = &'static Flag> {
+    FLAGS.iter().chain(OWN)
+}
+
 /// Flags of past versions, which are taken and do nothing.
 pub const IGNORED: &[&str] = &[
     "cluster-active-size",
@@ -216,5 +235,5 @@ pub const IGNORED: &[&str] = &[
 
 /// The flag of a name.
 pub fn find(name: &str) -> Option<&'static Flag> {
-    FLAGS.iter().find(|flag| flag.name == name)
+    all().find(|flag| flag.name == name)
 }

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-pub use flags::{Effect, FLAGS, Flag, Kind};
+pub use flags::{Effect, FLAGS, Flag, Kind, OWN};
 pub use url::Url;
 
 /// The longest election timeout, in milliseconds.
@@ -111,8 +111,47 @@ pub struct Config {
     pub log_outputs: Vec<String>,
     /// Whether the disk is never asked to sync.
     pub unsafe_no_fsync: bool,
+    /// Under an operator: how it is kept from beginning anew on a lost disk.
+    pub guard: Option<Guard>,
     /// What the operator should know: flags without effect, variables that nobody knows.
     pub warnings: Vec<String>,
+}
+
+/// What the bootstrap guard needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The file with the record that the operator wrote for this member.
+    pub record: PathBuf,
+    /// A folder that lives as long as the pod: records that were acted on are marked there.
+    pub marks: PathBuf,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// UID of the object that the cluster belongs to.
+    pub cluster_uid: String,
+}
+
+impl Guard {
+    /// The four settings belong together.
+    fn of(v: &Values<'_>) -> Result<Option<Self>, Error> {
+        let given = flags::OWN.iter().filter(|flag| !v.text(flag.name).is_empty());
+        match given.count() {
+            0 => return Ok(None),
+            count if count == flags::OWN.len() => {}
+            _ => {
+                let names = flags::OWN.iter().map(|flag| format!("--{}", flag.name));
+                let names = names.collect::<Vec<_>>().join(", ");
+                return Err(Error::Invalid(format!(
+                    "{names} belong together: give all of them or none"
+                )));
+            }
+        }
+        Ok(Some(Self {
+            record: PathBuf::from(v.text("cairn-bootstrap-record")),
+            marks: PathBuf::from(v.text("cairn-bootstrap-marks")),
+            pod_uid: v.text("cairn-pod-uid"),
+            cluster_uid: v.text("cairn-cluster-uid"),
+        }))
+    }
 }
 
 /// Reads the command line (without the program's name), the environment, and, if one is named,
@@ -157,7 +196,7 @@ pub fn parse(
 pub fn help() -> String {
     let mut text = String::from("Usage:\n\n  cairn [flags]\n    Start a cairn server.\n");
     let mut section = "";
-    for flag in FLAGS {
+    for flag in flags::all() {
         if flag.section != section {
             section = flag.section;
             text += &format!("\n{section}:\n");
@@ -242,7 +281,13 @@ impl Config {
         let name = v.text("name");
         let advertise_peer = v.url_texts("initial-advertise-peer-urls");
         let config = Self {
-            initial_cluster: initial_cluster(&v, &name, &advertise_peer)?,
+            initial_cluster: match v.set("initial-cluster") {
+                true => initial_cluster(&v.text("initial-cluster"), &name, &advertise_peer)?,
+                false => {
+                    let urls = advertise_peer.iter().cloned().collect();
+                    BTreeMap::from([(name.clone(), urls)])
+                }
+            },
             data_dir: match v.text("data-dir") {
                 none if none.is_empty() => PathBuf::from(format!("{name}.etcd")),
                 dir => PathBuf::from(dir),
@@ -280,10 +325,23 @@ impl Config {
                 .map(str::to_owned)
                 .collect(),
             unsafe_no_fsync: v.bool("unsafe-no-fsync"),
+            guard: Guard::of(&v)?,
             warnings,
         };
         config.check_listeners()?;
         Ok(config)
+    }
+
+    /// Begins as somebody else says and not as the flags do: founds the cluster that
+    /// `cluster_text` (in the notation of `--initial-cluster`) describes, or joins it.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn begin(&mut self, join: bool, cluster_text: &str, token: &str) -> Result<(), Error> {
+        self.initial_cluster = initial_cluster(cluster_text, &self.name, &self.advertise_peer)?;
+        self.join = join;
+        token.clone_into(&mut self.cluster_token);
+        Ok(())
     }
 
     fn check_listeners(&self) -> Result<(), Error> {
@@ -320,7 +378,7 @@ impl Config {
 /// Says of every flag that was set and does nothing that it does; refuses those that must not be
 /// silently without effect.
 fn without_effect(v: &Values<'_>, warnings: &mut Vec<String>) -> Result<(), Error> {
-    for flag in FLAGS.iter().filter(|flag| v.set(flag.name)) {
+    for flag in flags::all().filter(|flag| v.set(flag.name)) {
         let changed = v.text(flag.name) != flag.default;
         match flag.effect {
             Effect::Refused if changed => {
@@ -344,19 +402,14 @@ fn without_effect(v: &Values<'_>, warnings: &mut Vec<String>) -> Result<(), Erro
     Ok(())
 }
 
-/// The founding members, as `name=URL` pairs; a name may come several times. Without the flag it is
-/// this member alone.
+/// The founding members, as `name=URL` pairs; a name may come several times.
 fn initial_cluster(
-    v: &Values<'_>,
+    text: &str,
     name: &str,
     advertise_peer: &[String],
 ) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
     let mut cluster: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    if !v.set("initial-cluster") {
-        let urls = advertise_peer.iter().cloned().collect();
-        return Ok(BTreeMap::from([(name.to_owned(), urls)]));
-    }
-    for pair in v.text("initial-cluster").split(',').map(str::trim) {
+    for pair in text.split(',').map(str::trim) {
         let (name, url) = pair.split_once('=').ok_or_else(|| {
             Error::Invalid(format!(
                 "--initial-cluster: {pair:?} has not the form name=URL"

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::{
     Error,
-    flags::{FLAGS, Flag, IGNORED, Kind, find},
+    flags::{Flag, IGNORED, Kind, all, find},
     values,
 };
 
-/// The prefix of variables.
+/// The prefix of the variables of etcd's flags.
 const PREFIX: &str = "ETCD_";
 /// Variables that are no flags and yet known.
 const KNOWN_VARIABLES: &[&str] = &["ETCD_CONFIG_FILE", "ETCD_UNSUPPORTED_ARCH", "ETCD_VERIFY"];
@@ -86,7 +86,11 @@ fn check(flag: &Flag, value: &str) -> Result<(), Error> {
 
 /// The variable of a flag.
 pub(crate) fn variable(flag: &str) -> String {
-    format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
+    let name = flag.to_uppercase().replace('-', "_");
+    match flag.starts_with("cairn-") {
+        true => name,
+        false => format!("{PREFIX}{name}"),
+    }
 }
 
 /// Adds what the environment says. A flag and its variable together are refused: one of them was
@@ -96,7 +100,7 @@ pub(crate) fn environment(
     env: &BTreeMap<String, String>,
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
-    for flag in FLAGS {
+    for flag in all() {
         let name = variable(flag.name);
         let Some(value) = env.get(&name).filter(|value| !value.is_empty()) else {
             continue;
@@ -115,7 +119,7 @@ pub(crate) fn environment(
         line.values.insert(flag.name, value.clone());
     }
     for name in env.keys().filter(|name| name.starts_with(PREFIX)) {
-        let known = FLAGS.iter().any(|flag| variable(flag.name) == *name);
+        let known = all().any(|flag| variable(flag.name) == *name);
         if !known && !KNOWN_VARIABLES.contains(&name.as_str()) {
             warnings.push(format!("unrecognized environment variable {name}"));
         }

@@ -175,3 +175,26 @@ fn a_cluster_may_name_several_urls_of_a_member() {
     assert_eq!(config.initial_cluster.len(), 2);
     assert_eq!(config.initial_cluster["a"].len(), 2);
 }
+
+#[test]
+fn the_guards_settings_come_together_or_not_at_all() {
+    let env = [
+        ("CAIRN_BOOTSTRAP_RECORD", "/record/record.json"),
+        ("CAIRN_BOOTSTRAP_MARKS", "/marks"),
+        ("CAIRN_POD_UID", "pod"),
+        ("CAIRN_CLUSTER_UID", "cluster"),
+    ];
+    let parse = |env: &[(&str, &str)]| {
+        let env = env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
+        crate::parse(std::iter::empty(), env, |_| unreachable!())
+    };
+    let Ok(crate::Command::Run(config)) = parse(&env) else {
+        panic!("no configuration")
+    };
+    let guard = config.guard.unwrap();
+    assert_eq!((guard.pod_uid.as_str(), guard.cluster_uid.as_str()), ("pod", "cluster"));
+    let Err(error) = parse(&env[..3]) else {
+        panic!("three of four are taken")
+    };
+    assert!(error.to_string().contains("belong together"), "{error}");
+}

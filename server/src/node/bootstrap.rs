@@ -45,7 +45,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
     make_private(&config.data_dir)?;
     vfs.create_dir(&folder)
         .with_context(|| format!("could not make {}", folder.display()))?;
-    let log = config.wal_dir.clone().unwrap_or_else(|| folder.join(LOG));
+    let log = log_folder(config);
     refuse_etcds(&folder)?;
     let founding = match config.join && !has_log(&vfs, &log) {
         true => Founding::join(config).await?,
@@ -191,6 +191,16 @@ impl Founding {
     }
 }
 
+/// Whether the data directory holds a member's data: a log.
+pub(crate) fn has_data(config: &Config) -> bool {
+    has_log(&OsVfs::new(), &log_folder(config))
+}
+
+fn log_folder(config: &Config) -> PathBuf {
+    let beside = || config.data_dir.join(MEMBER).join(LOG);
+    config.wal_dir.clone().unwrap_or_else(beside)
+}
+
 fn has_log(vfs: &OsVfs, log: &Path) -> bool {
     let names = vfs.list(log).unwrap_or_default();
     names.iter().any(|name| name.ends_with(".wal"))
@@ -283,7 +293,7 @@ fn refuse_etcds(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Makes a directory that only its owner may look into, as etcd does.
-fn make_private(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_private(folder: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);

@@ -38,7 +38,11 @@ use self::{
     shared::{Parts, Settings, Shared},
 };
 
-pub(crate) use self::{backend::NodeBackend, shared::Ended};
+pub(crate) use self::{
+    backend::NodeBackend,
+    bootstrap::{has_data, make_private},
+    shared::Ended,
+};
 
 /// A running node.
 pub(crate) struct Node {
@@ -48,13 +52,18 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Opens the data directory and starts all threads and tasks.
+    /// Opens the data directory and starts all threads and tasks. A member that is `guarded` ends
+    /// if the cluster has removed it.
     ///
     /// # Errors
     /// Why it cannot start, with what to do; nothing is changed then.
-    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, guarded: bool) -> anyhow::Result<Self> {
         let election = config.heartbeat * u32::try_from(config.election_ticks)?;
         let parts = bootstrap::open(config, min_lease_ttl(election)).await?;
+        let members = &parts.machine.published().members;
+        if guarded && members.is_removed(parts.metadata.node_id) {
+            return Err(record::Refusal::Removed.into());
+        }
         let settings = Settings {
             member_id: parts.metadata.node_id,
             cluster_id: parts.metadata.cluster_id,
@@ -135,6 +144,11 @@ impl Node {
     /// What the client edge asks.
     pub fn backend(&self) -> NodeBackend {
         NodeBackend::new(Arc::clone(&self.shared))
+    }
+
+    /// The ID of the cluster that the data belong to.
+    pub fn cluster_id(&self) -> u64 {
+        self.shared.settings.cluster_id
     }
 
     /// What the peer port serves.

@@ -1,0 +1,2 @@
+//! cairn-operator.
+fn main() {}
