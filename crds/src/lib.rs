@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod manifests;
 pub mod quantity;
 pub mod status;
+pub mod values;
 
 pub use cluster::{EtcdCluster, EtcdClusterSpec};
 pub use status::EtcdClusterStatus;

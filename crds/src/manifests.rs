@@ -21,7 +21,7 @@ pub struct Manifest {
 
 /// Why a CRD could not be written as YAML.
 #[derive(Debug)]
-pub struct Unwritable(String);
+pub struct Unwritable(pub(crate) String);
 
 impl std::fmt::Display for Unwritable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,4 +1,5 @@
-//! Writes the CRD files: into `crds/yaml`, and the copy that the operator's chart holds.
+//! Writes what is made from the kinds: the CRD files, into `crds/yaml` and the operator's chart, and
+//! the schema of the cluster chart's values.
 
 use std::{error::Error, fs, path::Path};
 
@@ -11,5 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             fs::write(folder.join(manifest.file), manifest.yaml)?;
         }
     }
+    let schema = root.join("charts/cairn-cluster/values.schema.json");
+    fs::write(schema, crds::values::schema()?)?;
     Ok(())
 }
