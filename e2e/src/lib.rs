@@ -1,11 +1,13 @@
-//! Tests of the whole tree, with real etcd beside it, and what they share: [`Server`] runs one
-//! member of either kind. Nothing may depend on this crate. Start reading in
-//! `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in `waltool/` and
-//! `prototool/`; `go.mod` pins etcd and its tools.
+//! Tests of the whole tree, with real etcd beside it and real Kubernetes around it, and what they
+//! share: [`Server`] runs one member of either kind, [`k8s`] a Kubernetes. Nothing may depend on
+//! this crate. Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of
+//! tests is in `waltool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod`
+//! Kubernetes and helm.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+pub mod k8s;
 mod server;
 
 pub use server::{Kind, Member, Server, tool};

@@ -59,7 +59,7 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 /// Where cargo put what it built.
-fn target_folder() -> PathBuf {
+pub(crate) fn target_folder() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().unwrap();
     // Tests lie one folder deeper than programs.
