@@ -6,13 +6,8 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::server::target_folder;
-
-/// As everything in `k8s/` is built, so that packages are compiled once: without what only a
-/// debugger needs.
-const GCFLAGS: &str = "-gcflags=all=-dwarf=false -l";
-
-/// Runs helm and keeps what it caches to itself. Nothing here needs a Kubernetes.
+/// Runs helm and keeps what it caches to itself. Nothing here needs a Kubernetes; with one,
+/// [`Kubernetes::helm`](crate::k8s::Kubernetes::helm) is used.
 pub struct Helm {
     home: tempfile::TempDir,
 }
@@ -76,18 +71,5 @@ pub fn root() -> &'static Path {
 
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let folder = target_folder().join("tools");
-        std::fs::create_dir_all(&folder).unwrap();
-        let binary = folder.join("helm");
-        let status = Command::new("go")
-            .args(["build", "-trimpath", GCFLAGS, "-ldflags=-s -w", "-o"])
-            .arg(&binary)
-            .arg("helm.sh/helm/v4/cmd/helm")
-            .current_dir(root().join("e2e/k8s"))
-            .status()
-            .unwrap();
-        assert!(status.success(), "helm does not build");
-        binary
-    })
+    BINARY.get_or_init(|| crate::k8s::helm().unwrap())
 }
