@@ -46,6 +46,14 @@ build: deps ## Build the server; the last line says where it is.
 run: build ## Start a server on port 2379 with its data in default.etcd.
 	exec $(CARGO_TARGET_DIR)/release/cairn
 
+.PHONY: demo
+demo: build ## A Kubernetes of three nodes, the operator, a cluster, a crash: watch it (minutes; the first time much longer).
+	@$(CARGO_TARGET_DIR)/release/demo
+
+.PHONY: demo-down
+demo-down: ## Remove all that the demo started.
+	@if [ -x $(CARGO_TARGET_DIR)/release/k8s ]; then $(CARGO_TARGET_DIR)/release/k8s down; else echo "nothing is built, so nothing runs"; fi
+
 .PHONY: bench
 bench: build ## Measure Cairn beside real etcd, in turns, in one run (about five minutes).
 	@mkdir -p e2e/bench/results
