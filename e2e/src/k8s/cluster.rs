@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     k8s::{
-        binaries, cgroups, images,
+        binaries, images,
         layout::{Layout, Store, node_name},
         node, process,
         supervise::{self, KEEP_LOGS, Options, PREFIX},
@@ -272,11 +272,9 @@ impl Kubernetes {
         Ok(state == "True")
     }
 
-    /// The names of its control groups and its folder, for tests of its end.
+    /// What must be gone when it is.
     pub fn traces(&self) -> Result<Vec<PathBuf>> {
-        let mut traces = cgroups::groups(&self.layout.instance()?.cgroup())?;
-        traces.push(self.layout.root().to_owned());
-        Ok(traces)
+        self.layout.traces()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::k8s::process;
+use crate::k8s::{cgroups, process};
 
 /// Where the control plane is reached.
 pub const CONTROL: &str = "10.99.0.1";
@@ -180,6 +180,13 @@ impl Layout {
     /// Keeps the PID of [`Layout::init`].
     pub fn save_init(&self, pid: u32) -> Result<()> {
         Ok(fs::write(self.path("init.pid"), pid.to_string())?)
+    }
+
+    /// What must be gone when the instance is: its folder and its control groups.
+    pub fn traces(&self) -> Result<Vec<PathBuf>> {
+        let mut traces = cgroups::groups(&self.instance()?.cgroup())?;
+        traces.push(self.root.clone());
+        Ok(traces)
     }
 
     /// What the instance is.
