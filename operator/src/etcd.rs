@@ -148,7 +148,9 @@ impl Etcd for Grpc {
             };
             ClusterClient::new(channel).member_add(request).await
         });
-        outcome(added.await.map(|_| ()), "Peer URLs already exists", Changed::Done)
+        let added = added.await.map(|_| ());
+        let known = ["Peer URLs already exist"];
+        outcome(added, &known)
     }
 
     async fn promote(&self, addresses: &[String], id: u64) -> Result<Changed, String> {
@@ -156,15 +158,43 @@ impl Etcd for Grpc {
             ClusterClient::new(channel).member_promote(MemberPromoteRequest { id }).await
         });
         let promoted = promoted.await.map(|_| ());
-        outcome(promoted, "in sync with leader", Changed::NotYet)
+        let known = ["can only promote a learner member"];
+        outcome(promoted, &known)
     }
 }
 
+/// What etcd says when a change of members has to wait: a learner is behind, a connection is
+/// young, a member is down.
+const NOT_NOW: [&str; 4] = [
+    "in sync with leader",
+    "unhealthy cluster",
+    "not enough started members",
+    "too many learner members",
+];
+
 /// A refusal that is an answer: etcd tells it by its text.
-fn outcome(result: Result<(), String>, text: &str, meaning: Changed) -> Result<Changed, String> {
+fn outcome(result: Result<(), String>, done: &[&str]) -> Result<Changed, String> {
     match result {
         Ok(()) => Ok(Changed::Done),
-        Err(error) if error.contains(text) => Ok(meaning),
+        Err(error) if NOT_NOW.iter().any(|text| error.contains(text)) => Ok(Changed::NotYet),
+        Err(error) if done.iter().any(|text| error.contains(text)) => Ok(Changed::Done),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_that_are_answers() {
+        let said = |text: &str| {
+            outcome(Err(text.into()), &["Peer URLs already exist"])
+        };
+        assert_eq!(said("etcdserver: Peer URLs already exists"), Ok(Changed::Done));
+        let behind = "etcdserver: can only promote a learner member which is in sync with leader";
+        assert_eq!(said(behind), Ok(Changed::NotYet));
+        assert_eq!(said("etcdserver: unhealthy cluster"), Ok(Changed::NotYet));
+        assert!(said("etcdserver: permission denied").is_err());
     }
 }

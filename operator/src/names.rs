@@ -21,6 +21,11 @@ pub const MEMBER_COMPONENT: &str = "member";
 pub const CLUSTER_ID: &str = "cairn.dev/cluster-id";
 /// Annotation of a StatefulSet: hash of what of the spec went into its pod.
 pub const SPEC_HASH: &str = "cairn.dev/spec-hash";
+/// Annotation of a record: UID of the claim that it was written for. Another claim is another
+/// disk, and the record is not renewed for it.
+pub const VOLUME_UID: &str = "cairn.dev/volume-uid";
+/// Annotation of what users may add labels to: hash of what the operator wants it to be.
+pub const WANTED: &str = "cairn.dev/wanted";
 /// Annotation of a pod: the record that was written last. Its change makes the kubelet refresh the
 /// pod's mounts at once and not after a minute.
 pub const RECORD: &str = "cairn.dev/record";
@@ -100,14 +105,39 @@ impl Names {
         format!("http://{}:{CLIENT_PORT}", self.host(number))
     }
 
-    /// Where clients reach the cluster.
-    pub fn service_url(&self) -> String {
-        format!("http://{}.{}.svc:{CLIENT_PORT}", self.client_service(), self.namespace)
+    /// The member whose peer URL this is.
+    pub fn number_of_url(&self, url: &str) -> Option<i64> {
+        let pod = url.strip_prefix("http://")?.split('.').next()?;
+        let number = self.number(pod.strip_suffix("-0")?)?;
+        (self.peer_url(number) == url).then_some(number)
+    }
+
+    /// Where clients reach the cluster, with the domain: it is also read outside of pods.
+    pub fn service_url(&self, domain: &str) -> String {
+        let service = self.client_service();
+        format!("http://{service}.{}.svc.{domain}:{CLIENT_PORT}", self.namespace)
+    }
+
+    /// Where clients reach one member, with the domain.
+    pub fn member_url(&self, number: i64, domain: &str) -> String {
+        format!("http://{}.{domain}:{CLIENT_PORT}", self.host(number))
+    }
+
+    /// The cluster's token: no other cluster has ever had it.
+    pub fn token(&self) -> String {
+        format!("{}-{}-{}", self.namespace, self.cluster, self.uid)
     }
 
     /// What selects all objects of the name, whatever their UID.
     pub fn selector(&self) -> String {
         format!("{CLUSTER}={}", self.cluster)
+    }
+
+    /// What selects the pods that serve clients.
+    pub fn serving_selector(&self) -> BTreeMap<String, String> {
+        let mut selector = self.pod_selector();
+        selector.insert(SERVING.to_owned(), "true".to_owned());
+        selector
     }
 
     /// What selects the members' pods.
@@ -164,5 +194,9 @@ mod tests {
             assert_eq!(names.number(name), number, "{name}");
         }
         assert_eq!(names.peer_url(3), "http://db-3-0.db-peer.prod.svc:2380");
+        assert_eq!(names.number_of_url(&names.peer_url(3)), Some(3));
+        for url in ["http://db-3-0.db-peer.test.svc:2380", "http://db-3.db-peer.prod.svc:2380"] {
+            assert_eq!(names.number_of_url(url), None, "{url}");
+        }
     }
 }
