@@ -414,6 +414,7 @@ pub fn down() -> Result<()> {
         process::wait_for("the instance to end", STOP, || {
             Ok((!instance.alive()).then_some(()))
         })?;
+        println!("the Kubernetes and all that belonged to it is gone");
     } else {
         println!("no Kubernetes is running");
     }
