@@ -12,4 +12,4 @@ pub mod k8s;
 mod server;
 
 pub use helm::{Helm, Said, root};
-pub use server::{Kind, Member, Server, tool};
+pub use server::{Kind, Member, Server, target_folder, tool};

@@ -59,7 +59,7 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 /// Where cargo put what it built.
-pub(crate) fn target_folder() -> PathBuf {
+pub fn target_folder() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().unwrap();
     // Tests lie one folder deeper than programs.

@@ -291,8 +291,12 @@ where
         + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &names.namespace);
-    let selector = ListParams::default().labels(&names.selector()).limit(MAX_LISTED);
-    Ok(read(&format!("list {what}"), api.list(&selector)).await?.items)
+    let selector = ListParams::default()
+        .labels(&names.selector())
+        .limit(MAX_LISTED);
+    Ok(read(&format!("list {what}"), api.list(&selector))
+        .await?
+        .items)
 }
 
 async fn objects(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
@@ -315,17 +319,24 @@ async fn objects(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Res
     }
     for pod in list::<Pod>(client, names, "pods").await? {
         let number = pod.name_any();
-        let number = number.strip_suffix("-0").and_then(|member| names.number(member));
+        let number = number
+            .strip_suffix("-0")
+            .and_then(|member| names.number(member));
         if let Some(number) = number.filter(|_| is_labelled(&pod.metadata, names)) {
             to.members.entry(number).or_default().pod = Some(pod_seen(&pod));
         }
     }
     services(client, wanted, to).await?;
     for budget in list::<PodDisruptionBudget>(client, names, "PodDisruptionBudgets").await? {
-        if !to.is_owned("PodDisruptionBudget", &budget.metadata) || budget.name_any() != names.budget() {
+        if !to.is_owned("PodDisruptionBudget", &budget.metadata)
+            || budget.name_any() != names.budget()
+        {
             continue;
         }
-        let available = budget.spec.as_ref().and_then(|spec| spec.min_available.clone());
+        let available = budget
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.min_available.clone());
         let min_available = match available {
             Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(number)) => number,
             _ => 0,
@@ -373,7 +384,9 @@ impl Observed {
 
     fn note_foreign(&mut self, kind: &'static str, metadata: &ObjectMeta) {
         let labels = metadata.labels.as_ref();
-        let uid = labels.and_then(|labels| labels.get(names::CLUSTER_UID)).cloned();
+        let uid = labels
+            .and_then(|labels| labels.get(names::CLUSTER_UID))
+            .cloned();
         self.foreign.push(Foreign {
             kind,
             name: metadata.name.clone().unwrap_or_default(),
@@ -408,11 +421,18 @@ fn annotation(metadata: &ObjectMeta, key: &str) -> Option<String> {
 
 fn is_serving(metadata: Option<&ObjectMeta>) -> bool {
     let labels = metadata.and_then(|metadata| metadata.labels.as_ref());
-    labels.is_some_and(|labels| labels.get(names::SERVING).is_some_and(|value| value == "true"))
+    labels.is_some_and(|labels| {
+        labels
+            .get(names::SERVING)
+            .is_some_and(|value| value == "true")
+    })
 }
 
 fn set_seen(set: &StatefulSet) -> Set {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    let template = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.metadata.as_ref());
     Set {
         target: Target::of(&set.metadata),
         hash: annotation(&set.metadata, names::SPEC_HASH).unwrap_or_default(),
@@ -422,7 +442,11 @@ fn set_seen(set: &StatefulSet) -> Set {
 }
 
 fn volume_seen(volume: &PersistentVolumeClaim, cluster_uid: &str) -> Volume {
-    let owners = volume.metadata.owner_references.as_deref().unwrap_or_default();
+    let owners = volume
+        .metadata
+        .owner_references
+        .as_deref()
+        .unwrap_or_default();
     let spec = volume.spec.as_ref();
     let requests = spec.and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
     let asked = requests.and_then(|requests| requests.get("storage"));
@@ -449,12 +473,18 @@ fn pod_seen(pod: &Pod) -> PodSeen {
     let status = pod.status.clone().unwrap_or_default();
     let ready = status.conditions.as_deref().unwrap_or_default().iter();
     let ready = ready.filter(|condition| condition.type_ == "Ready");
-    let container = status.container_statuses.as_deref().unwrap_or_default().first();
+    let container = status
+        .container_statuses
+        .as_deref()
+        .unwrap_or_default()
+        .first();
     let state = container.and_then(|container| container.state.as_ref());
-    let ended = state.and_then(|state| state.terminated.clone()).or_else(|| {
-        let last = container.and_then(|container| container.last_state.as_ref());
-        last.and_then(|last| last.terminated.clone())
-    });
+    let ended = state
+        .and_then(|state| state.terminated.clone())
+        .or_else(|| {
+            let last = container.and_then(|container| container.last_state.as_ref());
+            last.and_then(|last| last.terminated.clone())
+        });
     let running = state.is_some_and(|state| state.running.is_some());
     let refused = ended.as_ref().and_then(|ended| {
         let words = ended.message.as_deref().unwrap_or_default();
@@ -462,7 +492,9 @@ fn pod_seen(pod: &Pod) -> PodSeen {
         // What made the server refuse may be undone: once it runs ready again it is past.
         said.filter(|said| i32::from(said.exit_code) == ended.exit_code)
     });
-    let ready = ready.into_iter().any(|condition| condition.status == "True");
+    let ready = ready
+        .into_iter()
+        .any(|condition| condition.status == "True");
     PodSeen {
         target: Target::of(&pod.metadata),
         ip: status.pod_ip.clone(),
@@ -490,11 +522,17 @@ fn trouble(pod: &Pod) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.clone().unwrap_or_default();
-        if matches!(reason.as_str(), "" | "ContainerCreating" | "PodInitializing") {
+        if matches!(
+            reason.as_str(),
+            "" | "ContainerCreating" | "PodInitializing"
+        ) {
             return None;
         }
         let message = waiting.message.clone().unwrap_or_default();
-        let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        let ended = container
+            .last_state
+            .as_ref()
+            .and_then(|last| last.terminated.as_ref());
         let ended = ended.map(|ended| format!(", last exit code {}", ended.exit_code));
         return Some(format!("{reason}: {message}{}", ended.unwrap_or_default()));
     }
@@ -514,7 +552,9 @@ async fn classes(client: &Client, to: &mut Observed) -> Result<(), Error> {
         }
         let api: Api<StorageClass> = Api::all(client.clone());
         let found = read("read the StorageClass", api.get_opt(&class)).await?;
-        let grows = found.and_then(|found| found.allow_volume_expansion).unwrap_or_default();
+        let grows = found
+            .and_then(|found| found.allow_volume_expansion)
+            .unwrap_or_default();
         to.classes.insert(class, grows);
     }
     Ok(())
@@ -523,7 +563,10 @@ async fn classes(client: &Client, to: &mut Observed) -> Result<(), Error> {
 /// Asks the members.
 async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
     let asked = to.members.iter().filter_map(|(number, seen)| {
-        let pod = seen.pod.as_ref().filter(|pod| pod.running && !pod.deleting)?;
+        let pod = seen
+            .pod
+            .as_ref()
+            .filter(|pod| pod.running && !pod.deleting)?;
         Some((*number, pod.ip.clone()?))
     });
     let asked: Vec<(i64, String)> = asked.collect();
@@ -546,7 +589,10 @@ async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
 impl Observed {
     /// Addresses of members that answered as part of this cluster.
     pub fn addresses(&self) -> Vec<String> {
-        let answered = self.members.values().filter(|seen| matches!(seen.answer, Some(Ok(_))));
+        let answered = self
+            .members
+            .values()
+            .filter(|seen| matches!(seen.answer, Some(Ok(_))));
         let pods = answered.filter_map(|seen| seen.pod.as_ref());
         pods.filter_map(|pod| pod.ip.clone()).collect()
     }
