@@ -6,9 +6,11 @@
 use e2e::{Kind, Server};
 use proto::{
     etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse,
+        CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
+        TxnRequest,
         kv_client::KvClient,
         range_request::{SortOrder, SortTarget},
+        request_op::Request,
     },
     mvccpb::KeyValue,
 };
@@ -66,24 +68,38 @@ async fn stream(
     })
 }
 
+/// One revision for each hundred puts, then one for each hundred deletions.
 async fn fill(client: &mut KvClient<Channel>) {
-    for number in 0..KEYS {
-        let put = PutRequest {
-            key: format!("k{number:05}").into(),
+    let key = |number: usize| format!("k{number:05}").into();
+    let put = |number: usize| {
+        Request::RequestPut(PutRequest {
+            key: key(number),
             value: vec![b'v'; number * 7919 % LONGEST_VALUE].into(),
             ..PutRequest::default()
-        };
-        client.put(put).await.unwrap();
-    }
-    for number in (0..KEYS).step_by(10) {
-        let delete = DeleteRangeRequest {
-            key: format!("k{number:05}").into(),
+        })
+    };
+    let delete = |number: usize| {
+        Request::RequestDeleteRange(DeleteRangeRequest {
+            key: key(number),
             ..DeleteRangeRequest::default()
+        })
+    };
+    let numbers: Vec<usize> = (0..KEYS).collect();
+    let puts = numbers.iter().map(|&number| put(number));
+    let deletes = numbers.iter().step_by(10).map(|&number| delete(number));
+    let all: Vec<Request> = puts.chain(deletes).collect();
+    for hundred in all.chunks(100) {
+        let ops = hundred.iter().map(|request| RequestOp {
+            request: Some(request.clone()),
+        });
+        let txn = TxnRequest {
+            success: ops.collect(),
+            ..TxnRequest::default()
         };
-        client.delete_range(delete).await.unwrap();
+        client.txn(txn).await.unwrap();
     }
     let compact = CompactionRequest {
-        revision: 1000,
+        revision: 10,
         physical: true,
     };
     client.compact(compact).await.unwrap();
@@ -109,13 +125,13 @@ fn requests() -> Vec<RangeRequest> {
         with(|r| r.limit = 2700),
         with(|r| r.limit = 100_000),
         with(|r| r.limit = -1),
-        with(|r| r.revision = 2000),
+        with(|r| r.revision = 20),
         with(|r| {
-            r.revision = 2000;
+            r.revision = 20;
             r.limit = 500;
         }),
         with(|r| r.revision = -5),
-        with(|r| r.revision = 999),
+        with(|r| r.revision = 9),
         with(|r| r.revision = 1_000_000),
         with(|r| r.serializable = true),
         with(|r| r.keys_only = true),
