@@ -1,11 +1,16 @@
 //! Tests of the whole tree, with real etcd beside it, and what they share: [`Server`] runs one
-//! member of either kind. Nothing may depend on this crate. Start reading in
+//! member of either kind, [`Process`] a `cairn` that may not come to serve. Nothing may depend on this crate. Start reading in
 //! `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in `waltool/` and
 //! `prototool/`; `go.mod` pins etcd and its tools.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+pub mod client;
+pub mod etcdctl;
+pub mod process;
 mod server;
 
-pub use server::{Kind, Member, Server, tool};
+pub use etcdctl::Etcdctl;
+pub use process::Process;
+pub use server::{Kind, Member, Server, free_port, tool};

@@ -40,7 +40,7 @@ use self::{
 
 pub(crate) use self::{
     backend::NodeBackend,
-    bootstrap::{has_data, make_private},
+    bootstrap::{NoAnswer, has_data, make_private},
     shared::Ended,
 };
 
