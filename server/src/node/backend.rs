@@ -25,13 +25,14 @@ use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
 };
+use tracing::warn;
 
 use super::{
     apply::ApplyInput,
     membership,
     raft::RaftInput,
     shared::{MAX_APPLY_GAP, PROPOSAL_BYTES, PROPOSAL_UNIT, Shared, Snapshot},
-    telemetry, watches,
+    tasks, telemetry, watches,
 };
 
 /// A list of more keys is read away from the tasks that serve connections.
@@ -105,6 +106,25 @@ impl NodeBackend {
                 Err(shared.timeout_since(began))
             }
         }
+    }
+
+    /// As in etcd what would go beyond the quota is not proposed; it raises the alarm.
+    async fn admit_size(&self, cost: i64) -> Result<(), Error> {
+        let Some(quota) = state::cost::quota(self.shared.settings.quota_bytes) else {
+            return Ok(());
+        };
+        let raised = {
+            let published = self.shared.published.load();
+            if cost == 0 || published.view.size().saturating_add(cost) < quota {
+                return Ok(());
+            }
+            published.alarms.is_raised(AlarmType::Nospace)
+        };
+        if !raised {
+            warn!("a request would go beyond the quota; raising the NOSPACE alarm");
+            tasks::raise_no_space(&self.shared, Vec::new()).await;
+        }
+        Err(Error::NoSpace)
     }
 
     /// Waits until all that was committed when the call began is applied.
@@ -298,6 +318,7 @@ impl Backend for NodeBackend {
     }
 
     async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
+        self.admit_size(state::cost::put(&r)).await?;
         let request = InternalRaftRequest {
             put: Some(r),
             ..InternalRaftRequest::default()
@@ -320,6 +341,7 @@ impl Backend for NodeBackend {
             }
             return self.read(move |published| published.view.txn(&r)).await;
         }
+        self.admit_size(state::cost::txn(&r)).await?;
         let request = InternalRaftRequest {
             txn: Some(r),
             ..InternalRaftRequest::default()
@@ -342,6 +364,7 @@ impl Backend for NodeBackend {
     }
 
     async fn lease_grant(&self, mut r: LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        self.admit_size(state::cost::LEASE).await?;
         while r.id == 0 {
             // As in etcd: a request ID without its sign, which is unlike any other.
             r.id = (self.shared.next_id() & i64::MAX as u64) as i64;
