@@ -120,6 +120,7 @@ impl Node {
             inputs: apply_inputs,
             chores,
             log_bytes: 0,
+            compacting: None,
         };
         let for_log = Arc::clone(&shared);
         let for_fetches = Arc::clone(&shared);
