@@ -1,15 +1,20 @@
 //! Tests of the whole tree, with real etcd beside it and real Kubernetes around it, and what they
-//! share: [`Server`] runs one member of either kind, [`k8s`] a Kubernetes, [`Helm`] renders charts.
-//! Nothing may depend on this crate. Start reading in `tests/direction.rs`, then
-//! `tests/differential.rs`. The Go side of tests is in `waltool/` and `prototool/`; `go.mod` pins
-//! etcd and its tools, `k8s/go.mod` Kubernetes and helm.
+//! share: [`Server`] runs one member of either kind, [`Process`] a `cairn` that may not come to
+//! serve, [`k8s`] a Kubernetes, [`Helm`] renders charts. Nothing may depend on this crate. Start
+//! reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
+//! `waltool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+pub mod client;
+pub mod etcdctl;
 mod helm;
 pub mod k8s;
+pub mod process;
 mod server;
 
+pub use etcdctl::Etcdctl;
 pub use helm::{Helm, Said, root};
-pub use server::{Kind, Member, Server, target_folder, tool};
+pub use process::Process;
+pub use server::{Kind, Member, Server, free_port, target_folder, tool};

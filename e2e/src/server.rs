@@ -71,7 +71,7 @@ pub fn target_folder() -> PathBuf {
 
 /// A port that is free now. The system gives none of these to connections that go out, so a server
 /// that is down for a moment finds its port again.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id() as u16;
     loop {

@@ -1,48 +1,81 @@
 //! The bootstrap guard at work: reads the record and the disk, waits, and keeps the identity.
 //!
-//! The table is in the crate `record`. In order, so that each crash leaves something safe: the
-//! identity is synced, then the data are made (both by [`Guarded::begin`] and the node), then the
-//! record is marked as used. A crash before the data are made begins again; one before the mark
-//! finds the data, which need no record.
+//! The table is in the crate `record`. In order, so that each crash leaves something safe:
+//! 1. the identity is synced, with how the data begin;
+//! 2. the data are made and synced, by the node;
+//! 3. the record is marked as used, and the mark synced; only then are clients and peers served.
+//!
+//! A crash before 2 begins again: nothing was there to lose. One between 2 and 3 finds the data,
+//! which need no record, also when they are a log without a single entry. A disk that is lost after
+//! 3 meets a used record.
 
 use std::{
     fs::{self, File},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwapOption;
-use axum::{Router, extract::Request, http::StatusCode, response::IntoResponse};
 use config::{Config, Guard};
-use record::{Action, Decision, Disk, IDENTITY_FILE, Identity, Pod, Record, Refusal, decide};
-use tower::ServiceExt;
+use record::{Decision, Disk, IDENTITY_FILE, Identity, Pod, Record, Refusal, decide};
 use tracing::{info, warn};
 
-use crate::node;
+use crate::{
+    front::Front,
+    node::{self, Node},
+};
 
 /// How often a waiting member looks at its record again.
 const POLL: Duration = Duration::from_millis(250);
-/// The longest record that is read.
+/// How long a joining member rests when nobody of the cluster answers.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The longest record or identity that is read.
 const MAX_RECORD_BYTES: u64 = 64 << 10;
-/// Where the kubelet finds a container's last words.
-const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// A member that may start.
-pub(crate) struct Guarded {
-    data_dir: PathBuf,
-    marks: PathBuf,
-    identity: Identity,
-    record: Option<Record>,
+/// Starts the node once the member may start.
+///
+/// # Errors
+/// A [`Refusal`], or why the node cannot start.
+pub(crate) async fn start(
+    config: &mut Config,
+    guard: &Guard,
+    front: &Front,
+) -> anyhow::Result<Node> {
+    loop {
+        let guarded = wait(config, guard, front).await?;
+        match Node::start(config, true).await {
+            Ok(node) => {
+                guarded.started(node.cluster_id())?;
+                return Ok(node);
+            }
+            // Names of pods and the other members may be on their way; the record may change.
+            Err(error) if error.is::<node::NoAnswer>() => {
+                let why = format!("{error:#}");
+                warn!(error = why, "nobody to join yet; asking again");
+                front.waits(&why);
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Leaves the reason where the operator reads it, when there is such a place.
+pub(crate) fn leave_word(guard: &Guard, refusal: &Refusal) {
+    let path = &guard.termination_log;
+    // The kubelet makes the file; elsewhere nobody would read it.
+    if !path.exists() {
+        return;
+    }
+    let words = serde_json::to_vec(&refusal.termination()).unwrap_or_default();
+    if let Err(error) = fs::write(path, words) {
+        warn!(%error, path = %path.display(), "could not write the termination message");
+    }
 }
 
 /// Waits until the member may start, and says how in `config`.
-///
-/// # Errors
-/// A [`Refusal`], or files that cannot be read.
-pub(crate) async fn wait(config: &mut Config, guard: &Guard) -> anyhow::Result<Guarded> {
+async fn wait(config: &mut Config, guard: &Guard, front: &Front) -> anyhow::Result<Guarded> {
     let pod = Pod {
         uid: guard.pod_uid.clone(),
         cluster_uid: guard.cluster_uid.clone(),
@@ -50,115 +83,195 @@ pub(crate) async fn wait(config: &mut Config, guard: &Guard) -> anyhow::Result<G
     };
     let mut told = String::new();
     loop {
-        let disk = Disk {
-            data: node::has_data(config),
-            identity: read_identity(&config.data_dir)?,
-        };
-        let record = read_record(&guard.record)?;
-        let used = match &record {
-            Some(record) => mark(&guard.marks, record)?.exists(),
-            None => false,
-        };
-        let identity = disk.identity.clone().unwrap_or_else(|| Identity {
-            cluster_uid: pod.cluster_uid.clone(),
-            member: pod.member.clone(),
-            cluster_id: None,
-            last_record_id: None,
-        });
-        let guarded = |record| Guarded {
-            data_dir: config.data_dir.clone(),
-            marks: guard.marks.clone(),
-            identity,
-            record,
-        };
-        match decide(&disk, record.as_ref(), used, &pod) {
-            Decision::Run => {
-                let own = |record: &Record| record.member_pod_uid.as_ref() == Some(&pod.uid);
-                let guarded = guarded(record.filter(own));
-                // A crash between making the log and founding the cluster goes on as it began.
-                guarded.as_recorded(config)?;
-                return Ok(guarded);
-            }
-            Decision::Begin => {
-                let mut guarded = guarded(record);
-                guarded.begin(config)?;
-                return Ok(guarded);
-            }
-            Decision::Wait(why) if why != told => {
-                info!(why, record = %guard.record.display(), "waiting for the bootstrap record");
+        match look(config, guard, &pod)? {
+            Look::Start(guarded) => return Ok(*guarded),
+            Look::Wait(why) if why != told => {
+                info!(
+                    why,
+                    record = %guard.record.display(),
+                    "waiting for the bootstrap record"
+                );
+                front.waits(&why);
                 told = why;
             }
-            Decision::Wait(_) => {}
-            Decision::Refuse(refusal) => return Err(refusal.into()),
+            Look::Wait(_) => {}
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
+enum Look {
+    Start(Box<Guarded>),
+    Wait(String),
+}
+
+/// Decides once. Only when the member begins is anything written.
+fn look(config: &mut Config, guard: &Guard, pod: &Pod) -> anyhow::Result<Look> {
+    let disk = Disk {
+        data: node::has_data(config)?,
+        identity: read_identity(&config.data_dir)?,
+    };
+    let (record, problem) = match read_record(&guard.record) {
+        Ok(record) => (record, None),
+        Err(problem) => (None, Some(format!("the record cannot be read: {problem}"))),
+    };
+    // Data need neither record nor marks, so neither may stop them.
+    let used = match &record {
+        Some(record) if !disk.data => is_marked(&guard.marks, record)?,
+        _ => false,
+    };
+    match decide(&disk, record.as_ref(), used, pod) {
+        Decision::Run => {
+            if let Some(problem) = problem {
+                warn!(
+                    problem,
+                    "going on without the bootstrap record, on the data"
+                );
+            }
+            let own = |record: &Record| record.member_pod_uid.as_ref() == Some(&pod.uid);
+            let record = record
+                .filter(own)
+                .filter(|record| record.begins().is_some());
+            let guarded = Guarded::new(config, guard, disk, record, pod);
+            guarded.go_on(config);
+            Ok(Look::Start(guarded))
+        }
+        Decision::Begin => {
+            let mut guarded = Guarded::new(config, guard, disk, record, pod);
+            match guarded.begin(config)? {
+                Some(problem) => Ok(Look::Wait(problem)),
+                None => Ok(Look::Start(guarded)),
+            }
+        }
+        Decision::Wait(why) => Ok(Look::Wait(problem.unwrap_or(why))),
+        Decision::Refuse(refusal) => Err(refusal.into()),
+    }
+}
+
+/// A member that may start.
+struct Guarded {
+    data_dir: PathBuf,
+    marks: PathBuf,
+    identity: Identity,
+    /// The record to mark as used.
+    record: Option<Record>,
+    /// Whether there were no data before.
+    fresh: bool,
+}
+
 impl Guarded {
-    /// Writes whose disk this is and sets the flags that the record stands for.
-    fn begin(&mut self, config: &mut Config) -> anyhow::Result<()> {
-        self.as_recorded(config)?;
-        let Some(record) = &self.record else {
-            bail!("a member cannot begin without a record");
-        };
-        info!(action = ?record.action, record = record.record_id, "beginning as the record says");
-        self.identity.last_record_id = Some(record.record_id.clone());
-        node::make_private(&self.data_dir)?;
-        write_identity(&self.data_dir, &self.identity)
+    fn new(
+        config: &Config,
+        guard: &Guard,
+        disk: Disk,
+        record: Option<Record>,
+        pod: &Pod,
+    ) -> Box<Self> {
+        let identity = disk.identity.unwrap_or_else(|| Identity {
+            cluster_uid: pod.cluster_uid.clone(),
+            member: pod.member.clone(),
+            cluster_id: None,
+            last_record_id: None,
+            begun: None,
+        });
+        Box::new(Self {
+            data_dir: config.data_dir.clone(),
+            marks: guard.marks.clone(),
+            identity,
+            record,
+            fresh: !disk.data,
+        })
     }
 
-    fn as_recorded(&self, config: &mut Config) -> anyhow::Result<()> {
-        let begins = |record: &&Record| matches!(record.action, Action::New | Action::Join);
-        let Some(record) = self.record.as_ref().filter(begins) else {
-            return Ok(());
+    /// Sets the flags by which the data began: a log without an entry is founded by them.
+    fn go_on(&self, config: &mut Config) {
+        if let Some(begun) = &self.identity.begun {
+            // Later flags may contradict a beginning that is long over, which does not matter then:
+            // the log says who is in the cluster.
+            let _ = config.begin(begun.join, &begun.initial_cluster, &begun.token);
+        }
+    }
+
+    /// Writes whose disk this is and sets the flags that the record stands for. Returns what is
+    /// wrong with a record that cannot be acted on.
+    fn begin(&mut self, config: &mut Config) -> anyhow::Result<Option<String>> {
+        let Some((record, begun)) = self.record.as_ref().and_then(|r| Some((r, r.begins()?)))
+        else {
+            bail!("a member cannot begin without a record");
         };
-        let join = record.action == Action::Join;
-        config
-            .begin(join, &record.initial_cluster, &record.token)
-            .context("the bootstrap record")
+        if let Err(error) = config.begin(begun.join, &begun.initial_cluster, &begun.token) {
+            return Ok(Some(format!("the record cannot be acted on: {error}")));
+        }
+        // Without a place for the mark a lost disk could begin twice, so this is found out first.
+        write_synced(&self.marks, ".writable", b"").context("nothing was touched")?;
+        info!(action = ?record.action, record = record.record_id, "beginning as the record says");
+        self.identity.last_record_id = Some(record.record_id.clone());
+        self.identity.begun = Some(begun);
+        node::make_private(&self.data_dir)?;
+        // The folder's own name; a mounted one has no parent on its disk, and needs none.
+        if let Some(parent) = self.data_dir.parent() {
+            let _ = File::open(parent).and_then(|parent| parent.sync_all());
+        }
+        self.write_identity()?;
+        Ok(None)
     }
 
     /// The data are there and durable: notes the cluster and marks the record, so that it cannot be
     /// acted on again in this pod, whatever happens to the disk.
-    pub fn started(mut self, cluster_id: u64) -> anyhow::Result<()> {
+    fn started(mut self, cluster_id: u64) -> anyhow::Result<()> {
         let cluster_id = Some(format!("{cluster_id:x}"));
         if self.identity.cluster_id != cluster_id {
             self.identity.cluster_id = cluster_id;
-            write_identity(&self.data_dir, &self.identity)?;
+            // For people to read; the data say it themselves.
+            if let Err(error) = self.write_identity() {
+                warn!(
+                    error = format!("{error:#}"),
+                    "could not note the cluster's ID"
+                );
+            }
         }
-        if let Some(record) = &self.record {
-            let mark = mark(&self.marks, record)?;
-            File::create(&mark).with_context(|| format!("could not make {}", mark.display()))?;
+        let Some(record) = &self.record else {
+            return Ok(());
+        };
+        match write_synced(&self.marks, &record.record_id, b"") {
+            Err(error) if self.fresh => Err(error),
+            Err(error) => {
+                // Data are not stopped by this; until the record says `run` a disk that is lost
+                // now would not be noticed.
+                warn!(
+                    error = format!("{error:#}"),
+                    "could not mark the record as used"
+                );
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        Ok(())
+    }
+
+    fn write_identity(&self) -> anyhow::Result<()> {
+        let text = serde_json::to_vec(&self.identity)?;
+        write_synced(&self.data_dir, IDENTITY_FILE, &text)
     }
 }
 
-/// Leaves the reason where the operator reads it, when there is such a place.
-pub(crate) fn leave_word(refusal: &Refusal) {
-    let path = Path::new(TERMINATION_LOG);
-    if !path.exists() {
-        return;
-    }
-    let words = serde_json::to_vec(&refusal.termination()).unwrap_or_default();
-    if let Err(error) = fs::write(path, words) {
-        warn!(%error, "could not write the termination message");
-    }
+/// Whether a record was acted on. A place that cannot be read must not count as no.
+fn is_marked(marks: &Path, record: &Record) -> anyhow::Result<bool> {
+    let mark = marks.join(&record.record_id);
+    mark.try_exists()
+        .with_context(|| format!("could not look for {}", mark.display()))
 }
 
-fn read_record(path: &Path) -> anyhow::Result<Option<Record>> {
-    let Some(text) = read(path, "the bootstrap record")? else {
-        return Ok(None);
-    };
-    let record = serde_json::from_str(&text)
-        .with_context(|| format!("the bootstrap record {} is not one", path.display()))?;
-    Ok(Some(record))
+fn read_record(path: &Path) -> Result<Option<Record>, String> {
+    match read(path) {
+        Ok(Some(text)) => Record::parse(&text).map(Some),
+        Ok(None) => Ok(None),
+        Err(error) => Err(format!("{error:#}")),
+    }
 }
 
 fn read_identity(data_dir: &Path) -> anyhow::Result<Option<Identity>> {
     let path = data_dir.join(IDENTITY_FILE);
-    let Some(text) = read(&path, "the identity file")? else {
+    let Some(text) = read(&path)? else {
         return Ok(None);
     };
     let identity = serde_json::from_str(&text).with_context(|| {
@@ -171,13 +284,13 @@ fn read_identity(data_dir: &Path) -> anyhow::Result<Option<Identity>> {
     Ok(Some(identity))
 }
 
-fn read(path: &Path, what: &str) -> anyhow::Result<Option<String>> {
-    let context = || format!("could not read {what} {}", path.display());
+fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    let context = || format!("could not read {}", path.display());
     match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(context),
         Ok(metadata) if metadata.len() > MAX_RECORD_BYTES => {
-            bail!("{what} {} is longer than 64 KiB", path.display())
+            bail!("{} is longer than 64 KiB", path.display())
         }
         Ok(_) => {}
     }
@@ -185,52 +298,15 @@ fn read(path: &Path, what: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Written beside and renamed, and synced with its folder: after a crash it is whole, old or new.
-fn write_identity(data_dir: &Path, identity: &Identity) -> anyhow::Result<()> {
-    let path = data_dir.join(IDENTITY_FILE);
-    let context = || format!("could not write {}", path.display());
-    let beside = path.with_extension("json.tmp");
+fn write_synced(folder: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let beside = folder.join(format!("{name}.tmp"));
     let write = || -> std::io::Result<()> {
         let mut file = File::create(&beside)?;
-        file.write_all(&serde_json::to_vec(identity)?)?;
+        file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
-        File::open(data_dir)?.sync_all()
+        File::open(folder)?.sync_all()
     };
-    write().with_context(context)
-}
-
-/// The file that says that a record was acted on.
-fn mark(marks: &Path, record: &Record) -> anyhow::Result<PathBuf> {
-    let id = &record.record_id;
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if id.is_empty() || id.starts_with('.') || !id.chars().all(plain) {
-        bail!("the bootstrap record's ID {id:?} is not one: letters, digits, '-', '_' and '.'");
-    }
-    Ok(marks.join(id))
-}
-
-/// What the metrics port serves before there is a node to ask, and afterwards.
-#[derive(Clone, Default)]
-pub(crate) struct Front(Arc<ArcSwapOption<Router>>);
-
-impl Front {
-    /// From now on this is served.
-    pub fn open(&self, router: Router) {
-        self.0.store(Some(Arc::new(router)));
-    }
-
-    /// A router for the port: alive from the start, ready when the node is.
-    pub fn router(&self) -> Router {
-        let front = self.clone();
-        Router::new().fallback(move |request: Request| async move {
-            match front.0.load_full() {
-                Some(router) => {
-                    let router = Router::clone(&router);
-                    router.oneshot(request).await.unwrap_or_else(|never| match never {})
-                }
-                None if request.uri().path() == "/livez" => "ok\n".into_response(),
-                None => (StatusCode::SERVICE_UNAVAILABLE, "the server is starting\n").into_response(),
-            }
-        })
-    }
+    write().with_context(|| format!("could not write {}", path.display()))
 }

@@ -5,6 +5,7 @@
 //!
 //! Start reading in [`run`], then `node/mod.rs`.
 
+mod front;
 mod guard;
 mod listen;
 mod logging;
@@ -13,7 +14,8 @@ mod node;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use config::{Command, Config, Url};
+use config::{Command, Config, Guard, Url};
+use front::Front;
 use node::{Ended, Node};
 use record::Refusal;
 use tokio::{
@@ -94,9 +96,9 @@ fn start(mut config: Config) -> ExitCode {
         Ok(Ended::Asked) => ExitCode::SUCCESS,
         Ok(Ended::Removed) => {
             error!("the member has been permanently removed from the cluster");
-            match config.guard {
+            match &config.guard {
                 // An operator would start it again; etcd's own launchers expect success.
-                Some(_) => refused(&Refusal::Removed),
+                Some(guard) => refused(guard, &Refusal::Removed),
                 None => ExitCode::SUCCESS,
             }
         }
@@ -106,17 +108,17 @@ fn start(mut config: Config) -> ExitCode {
         }
         Err(error) => {
             error!(error = format!("{error:#}"), "cairn cannot start");
-            match error.downcast_ref::<Refusal>() {
-                Some(refusal) => refused(refusal),
-                None => ExitCode::from(FAILED),
+            match (&config.guard, error.downcast_ref::<Refusal>()) {
+                (Some(guard), Some(refusal)) => refused(guard, refusal),
+                _ => ExitCode::from(FAILED),
             }
         }
     }
 }
 
 /// Ends a member that the bootstrap guard does not let start.
-fn refused(refusal: &Refusal) -> ExitCode {
-    guard::leave_word(refusal);
+fn refused(guard: &Guard, refusal: &Refusal) -> ExitCode {
+    guard::leave_word(guard, refusal);
     ExitCode::from(refusal.exit_code())
 }
 
@@ -153,22 +155,17 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
     // Probes are answered from the start: a member that waits or replays its log is alive.
-    let front = guard::Front::default();
+    let front = Front::new();
     for (url, bound) in metrics {
         info!(address = %url, "serving metrics");
         let serving = listen::serve(bound, front.router(), options, stopped.clone());
         servers.spawn(serving);
     }
     let start = async {
-        let guarded = match config.guard.clone() {
-            Some(guard) => Some(guard::wait(config, &guard).await?),
-            None => None,
-        };
-        let node = Node::start(config, guarded.is_some()).await?;
-        if let Some(guarded) = guarded {
-            guarded.started(node.cluster_id())?;
+        match config.guard.clone() {
+            Some(guard) => guard::start(config, &guard, &front).await,
+            None => Node::start(config, false).await,
         }
-        anyhow::Ok(node)
     };
     let node = tokio::select! {
         started = start => started?,

@@ -1,7 +1,7 @@
 //! What the edge asks of the server runtime. Requests and responses are the wire's own types;
 //! a response header that the backend leaves out or at zero is completed by the edge.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse,
@@ -12,6 +12,8 @@ use proto::etcdserverpb::{
     WatchCreateRequest, WatchResponse,
 };
 use state::Error;
+
+use crate::Meter;
 
 /// Who answers. Constant while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn versions(&self) -> Versions;
     /// The alarms that are raised, from local state.
     fn alarms(&self) -> Vec<AlarmMember>;
+    /// What the edge counts, for this server's metrics.
+    fn meter(&self) -> Arc<Meter>;
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 

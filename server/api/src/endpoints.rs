@@ -90,6 +90,7 @@ async fn health<B: Backend>(State(backend): State<B>, query: RawQuery) -> Respon
     let serializable = query.0.iter().find(|(name, _)| name == "serializable");
     let serializable = serializable.is_some_and(|(_, value)| value == "true");
     let reason = unhealthy(&backend, &query.all("exclude"), serializable).await;
+    backend.meter().health(reason.is_none());
     let (status, health) = match reason {
         None => (StatusCode::OK, "true"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
@@ -180,11 +181,11 @@ impl Check {
 }
 
 async fn livez<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
-    probe(&backend, LIVEZ, Query::of(query)).await
+    probe(&backend, "livez", LIVEZ, Query::of(query)).await
 }
 
 async fn readyz<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
-    probe(&backend, READYZ, Query::of(query)).await
+    probe(&backend, "readyz", READYZ, Query::of(query)).await
 }
 
 async fn livez_check<B: Backend>(
@@ -192,7 +193,7 @@ async fn livez_check<B: Backend>(
     Path(check): Path<String>,
     query: RawQuery,
 ) -> Response {
-    probe_one(&backend, LIVEZ, &check, Query::of(query)).await
+    probe_one(&backend, "livez", LIVEZ, &check, Query::of(query)).await
 }
 
 async fn readyz_check<B: Backend>(
@@ -200,22 +201,28 @@ async fn readyz_check<B: Backend>(
     Path(check): Path<String>,
     query: RawQuery,
 ) -> Response {
-    probe_one(&backend, READYZ, &check, Query::of(query)).await
+    probe_one(&backend, "readyz", READYZ, &check, Query::of(query)).await
 }
 
 async fn probe_one<B: Backend>(
     backend: &B,
+    kind: &'static str,
     checks: &[Check],
     name: &str,
     query: Query,
 ) -> Response {
     match checks.iter().find(|check| check.name() == name) {
-        Some(check) => probe(backend, &[*check], query).await,
+        Some(check) => probe(backend, kind, &[*check], query).await,
         None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
     }
 }
 
-async fn probe<B: Backend>(backend: &B, checks: &[Check], query: Query) -> Response {
+async fn probe<B: Backend>(
+    backend: &B,
+    kind: &'static str,
+    checks: &[Check],
+    query: Query,
+) -> Response {
     let excluded = query.all("exclude");
     let mut lines = String::new();
     let mut failed = false;
@@ -224,7 +231,9 @@ async fn probe<B: Backend>(backend: &B, checks: &[Check], query: Query) -> Respo
         if excluded.contains(name) {
             continue;
         }
-        match check.run(backend).await {
+        let checked = check.run(backend).await;
+        backend.meter().check(kind, name, checked.is_ok());
+        match checked {
             Ok(()) => lines += &format!("[+]{name} ok\n"),
             Err(error) => {
                 failed = true;

@@ -6,7 +6,7 @@ use tonic::{Status, metadata::MetadataMap};
 use crate::{Backend, status};
 
 /// The key by which a client says which version of the API it speaks.
-const API_VERSION: &str = "client-api-version";
+pub(crate) const API_VERSION: &str = "client-api-version";
 /// The key by which a client asks for a member that knows a leader.
 const HAS_LEADER: &str = "hasleader";
 

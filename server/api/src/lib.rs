@@ -21,6 +21,7 @@ mod gate;
 mod kv;
 mod lease;
 mod maintenance;
+mod meter;
 mod range_stream;
 mod sizes;
 mod status;
@@ -37,6 +38,7 @@ use tonic::{Status, service::Routes};
 
 pub use backend::Backend;
 pub use endpoints::versions_json;
+pub use meter::Meter;
 
 /// What a request may be longer than `max_request_bytes`: its frame and its metadata, as in etcd.
 const REQUEST_OVERHEAD: usize = 512 << 10;
@@ -69,7 +71,8 @@ pub fn router<B: Backend>(backend: B) -> Router {
         ))
         .add_service(health);
     let services = routes.routes().into_axum_router().reset_fallback();
-    let services = services.layer(axum::middleware::map_response(sizes::in_gos_words));
+    let count = axum::middleware::from_fn_with_state(backend.meter(), meter::count);
+    let services = services.layer(count);
     services.merge(endpoints::client(backend)).fallback(unknown)
 }
 

@@ -7,7 +7,7 @@ use http::HeaderValue;
 const TOO_LONG: &str = "Error, decoded message length too large: found ";
 
 /// Rewrites tonic's refusal of a request that is longer than the limit.
-pub(crate) async fn in_gos_words(mut response: Response) -> Response {
+pub(crate) fn in_gos_words(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let message = headers
         .get("grpc-message")

@@ -15,6 +15,8 @@ pub enum Kind {
     Duration,
     /// URLs, separated by commas.
     Urls,
+    /// Feature gates with `true` or `false`, separated by commas.
+    Gates,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
@@ -48,7 +50,7 @@ pub struct Flag {
 }
 
 use Effect::{Full, Never, NotYet, Refused};
-use Kind::{Bool, Duration, Int, OneOf, Text, Uint, Urls};
+use Kind::{Bool, Duration, Gates, Int, OneOf, Text, Uint, Urls};
 
 macro_rules! flags {
     ($(#[$meta:meta])* $table:ident: $($section:literal { $($name:literal $kind:expr, $default:literal, $effect:expr;)* })*) => {
@@ -95,7 +97,7 @@ flags! {
         "enable-grpc-gateway" Bool, "true", NotYet;
         "raft-read-timeout" Duration, "5s", NotYet;
         "raft-write-timeout" Duration, "5s", NotYet;
-        "feature-gates" Text, "", NotYet;
+        "feature-gates" Gates, "", NotYet;
     }
     "Clustering" {
         "initial-advertise-peer-urls" Urls, "http://localhost:2380", Full;
@@ -208,6 +210,7 @@ flags! {
         "cairn-bootstrap-marks" Text, "", Full;
         "cairn-pod-uid" Text, "", Full;
         "cairn-cluster-uid" Text, "", Full;
+        "cairn-termination-log" Text, "/dev/termination-log", Full;
     }
 }
 

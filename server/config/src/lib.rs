@@ -128,28 +128,39 @@ pub struct Guard {
     pub pod_uid: String,
     /// UID of the object that the cluster belongs to.
     pub cluster_uid: String,
+    /// Where the kubelet finds the container's last words; written only where it exists.
+    pub termination_log: PathBuf,
 }
+
+/// The guard's settings.
+const GUARD: [&str; 4] = [
+    "cairn-bootstrap-record",
+    "cairn-bootstrap-marks",
+    "cairn-pod-uid",
+    "cairn-cluster-uid",
+];
 
 impl Guard {
     /// The four settings belong together.
     fn of(v: &Values<'_>) -> Result<Option<Self>, Error> {
-        let given = flags::OWN.iter().filter(|flag| !v.text(flag.name).is_empty());
-        match given.count() {
-            0 => return Ok(None),
-            count if count == flags::OWN.len() => {}
-            _ => {
-                let names = flags::OWN.iter().map(|flag| format!("--{}", flag.name));
-                let names = names.collect::<Vec<_>>().join(", ");
-                return Err(Error::Invalid(format!(
-                    "{names} belong together: give all of them or none"
-                )));
-            }
+        let [record, marks, pod_uid, cluster_uid] = GUARD.map(|name| v.text(name));
+        let given = [&record, &marks, &pod_uid, &cluster_uid];
+        let given = given.iter().filter(|text| !text.is_empty()).count();
+        if given == 0 {
+            return Ok(None);
+        }
+        if given < GUARD.len() {
+            let names = GUARD.map(|name| format!("--{name}")).join(", ");
+            return Err(Error::Invalid(format!(
+                "{names} belong together: give all of them or none"
+            )));
         }
         Ok(Some(Self {
-            record: PathBuf::from(v.text("cairn-bootstrap-record")),
-            marks: PathBuf::from(v.text("cairn-bootstrap-marks")),
-            pod_uid: v.text("cairn-pod-uid"),
-            cluster_uid: v.text("cairn-cluster-uid"),
+            record: PathBuf::from(record),
+            marks: PathBuf::from(marks),
+            pod_uid,
+            cluster_uid,
+            termination_log: PathBuf::from(v.text("cairn-termination-log")),
         }))
     }
 }
@@ -260,7 +271,12 @@ impl Config {
         without_effect(&v, &mut warnings)?;
         let heartbeat_ms: u64 = v.number("heartbeat-interval")?;
         let election_ms: u64 = v.number("election-timeout")?;
-        if heartbeat_ms == 0 || election_ms < 5 * heartbeat_ms {
+        if heartbeat_ms == 0 {
+            return Err(Error::Invalid(
+                "--heartbeat-interval must be >0 (set to 0ms)".to_owned(),
+            ));
+        }
+        if election_ms / 5 < heartbeat_ms {
             return Err(Error::Invalid(format!(
                 "--election-timeout[{election_ms}ms] should be at least as 5 times as \
                  --heartbeat-interval[{heartbeat_ms}ms]"
@@ -282,7 +298,7 @@ impl Config {
         let advertise_peer = v.url_texts("initial-advertise-peer-urls");
         let config = Self {
             initial_cluster: match v.set("initial-cluster") {
-                true => initial_cluster(&v.text("initial-cluster"), &name, &advertise_peer)?,
+                true => initial_cluster(&v.text("initial-cluster"))?,
                 false => {
                     let urls = advertise_peer.iter().cloned().collect();
                     BTreeMap::from([(name.clone(), urls)])
@@ -338,9 +354,34 @@ impl Config {
     /// # Errors
     /// What is wrong with the text.
     pub fn begin(&mut self, join: bool, cluster_text: &str, token: &str) -> Result<(), Error> {
-        self.initial_cluster = initial_cluster(cluster_text, &self.name, &self.advertise_peer)?;
+        self.initial_cluster = initial_cluster(cluster_text)?;
         self.join = join;
         token.clone_into(&mut self.cluster_token);
+        self.check_founding()
+    }
+
+    /// Checks that this member is one of those that found or make up the cluster. Only a member
+    /// without data needs that: later the log says who is in the cluster.
+    ///
+    /// # Errors
+    /// In etcd's words.
+    pub fn check_founding(&self) -> Result<(), Error> {
+        let name = &self.name;
+        let own = self.initial_cluster.get(name).ok_or_else(|| {
+            Error::Invalid(format!(
+                "couldn't find local name {name:?} in the initial cluster configuration"
+            ))
+        })?;
+        let advertised: BTreeSet<String> = self.advertise_peer.iter().cloned().collect();
+        if *own != advertised {
+            let join = |urls: &BTreeSet<String>| urls.iter().cloned().collect::<Vec<_>>().join(",");
+            return Err(Error::Invalid(format!(
+                "--initial-cluster has {name}={} but missing from \
+                 --initial-advertise-peer-urls={}",
+                join(own),
+                join(&advertised)
+            )));
+        }
         Ok(())
     }
 
@@ -403,11 +444,7 @@ fn without_effect(v: &Values<'_>, warnings: &mut Vec<String>) -> Result<(), Erro
 }
 
 /// The founding members, as `name=URL` pairs; a name may come several times.
-fn initial_cluster(
-    text: &str,
-    name: &str,
-    advertise_peer: &[String],
-) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
+fn initial_cluster(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
     let mut cluster: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for pair in text.split(',').map(str::trim) {
         let (name, url) = pair.split_once('=').ok_or_else(|| {
@@ -418,21 +455,6 @@ fn initial_cluster(
         values::urls(url).map_err(|error| Error::Invalid(format!("--initial-cluster: {error}")))?;
         let urls = cluster.entry(name.to_owned()).or_default();
         urls.insert(url.to_owned());
-    }
-    let own = cluster.get(name).ok_or_else(|| {
-        Error::Invalid(format!(
-            "couldn't find local name {name:?} in the initial cluster configuration"
-        ))
-    })?;
-    let advertised: BTreeSet<String> = advertise_peer.iter().cloned().collect();
-    if *own != advertised {
-        let join = |urls: &BTreeSet<String>| urls.iter().cloned().collect::<Vec<_>>().join(",");
-        return Err(Error::Invalid(format!(
-            "--initial-cluster has {name}={} but missing from \
-             --initial-advertise-peer-urls={}",
-            join(own),
-            join(&advertised)
-        )));
     }
     Ok(cluster)
 }

@@ -28,7 +28,7 @@ pub(crate) fn command_line(args: impl Iterator<Item = String>) -> Result<Command
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
         let name = match arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')) {
-            Some("") | None => return Err(Error::Usage(format!("{arg:?} is not a valid flag"))),
+            Some("") | None => return Err(Error::Invalid(format!("{arg:?} is not a valid flag"))),
             Some(name) => name,
         };
         let (name, value) = match name.split_once('=') {
@@ -77,6 +77,17 @@ pub(crate) fn command_line(args: impl Iterator<Item = String>) -> Result<Command
 fn check(flag: &Flag, value: &str) -> Result<(), Error> {
     match values::problem(flag.kind, value) {
         None => Ok(()),
+        // etcd takes any text for these at first, and looks at it later.
+        Some(_) if flag.name == "log-format" => Err(Error::Invalid(format!(
+            "unknown log format: {value}, supported values json, console"
+        ))),
+        Some(_) if flag.name == "auto-compaction-mode" => Err(Error::Invalid(format!(
+            "unknown auto-compaction-mode {value:?}"
+        ))),
+        Some(problem) if flag.kind == Kind::Bool => Err(Error::Usage(format!(
+            "invalid boolean value {value:?} for -{}: {problem}",
+            flag.name
+        ))),
         Some(problem) => Err(Error::Usage(format!(
             "invalid value {value:?} for flag -{}: {problem}",
             flag.name

@@ -83,15 +83,6 @@ fn what_is_wrong_is_said() {
         &["--listen-client-urls=http://127.0.0.1:1"],
         "--advertise-client-urls is required when --listen-client-urls is set explicitly",
     );
-    check(
-        &["--initial-cluster=a=http://a:1"],
-        "couldn't find local name \"default\" in the initial cluster configuration",
-    );
-    check(
-        &["--initial-cluster=default=http://a:1"],
-        "--initial-cluster has default=http://a:1 but missing from \
-         --initial-advertise-peer-urls=http://localhost:2380",
-    );
     check(&["--initial-cluster=x"], "has not the form name=URL");
     check(
         &["--listen-peer-urls=http://example.com:1"],
@@ -166,6 +157,24 @@ fn a_file_stands_alone() {
 }
 
 #[test]
+fn who_founds_is_checked_when_there_are_no_data() {
+    let check = |cluster: &str, expected: &str| {
+        let error = config(&[cluster]).check_founding().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(
+        "--initial-cluster=a=http://a:1",
+        "couldn't find local name \"default\" in the initial cluster configuration",
+    );
+    check(
+        "--initial-cluster=default=http://a:1",
+        "--initial-cluster has default=http://a:1 but missing from \
+         --initial-advertise-peer-urls=http://localhost:2380",
+    );
+    assert_eq!(config(&[]).check_founding(), Ok(()));
+}
+
+#[test]
 fn a_cluster_may_name_several_urls_of_a_member() {
     let config = config(&[
         "--name=a",
@@ -192,7 +201,10 @@ fn the_guards_settings_come_together_or_not_at_all() {
         panic!("no configuration")
     };
     let guard = config.guard.unwrap();
-    assert_eq!((guard.pod_uid.as_str(), guard.cluster_uid.as_str()), ("pod", "cluster"));
+    assert_eq!(
+        (guard.pod_uid.as_str(), guard.cluster_uid.as_str()),
+        ("pod", "cluster")
+    );
     let Err(error) = parse(&env[..3]) else {
         panic!("three of four are taken")
     };

@@ -57,8 +57,7 @@ pub fn urls(text: &str) -> Result<Vec<Url>, String> {
         let url = Url::parse(text).map_err(|error| format!("parse {text:?}: {error}"))?;
         match url.scheme() {
             "http" | "https" => {
-                // The parser drops a scheme's own port.
-                if url.port_or_known_default().is_none() || url.host_str().is_none() {
+                if !has_port(text) || url.host_str().is_none() {
                     return Err(format!(
                         "URL address does not have the form \"host:port\": {text}"
                     ));
@@ -79,6 +78,49 @@ pub fn urls(text: &str) -> Result<Vec<Url>, String> {
     Ok(found)
 }
 
+/// Whether a URL names its port. The parser drops one that is its scheme's own.
+fn has_port(url: &str) -> bool {
+    let authority = url.split("://").nth(1).unwrap_or_default();
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok())
+}
+
+/// etcd's feature gates.
+const GATES: &[&str] = &[
+    "AllAlpha",
+    "AllBeta",
+    "CompactHashCheck",
+    "FastLeaseKeepAlive",
+    "InitialCorruptCheck",
+    "LeaseCheckpoint",
+    "LeaseCheckpointPersist",
+    "PriorityRequest",
+    "SetMemberLocalAddr",
+    "StopGRPCServiceOnDefrag",
+    "TxnModeWriteWithSharedBuffer",
+];
+
+/// What is wrong with a list of gates, as `Name=true,Other=false`.
+fn gates_problem(text: &str) -> Option<String> {
+    let pairs = text
+        .split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty());
+    for pair in pairs {
+        let Some((name, value)) = pair.split_once('=') else {
+            return Some(format!("missing bool value for {pair}"));
+        };
+        if !GATES.contains(&name.trim()) {
+            return Some(format!("unrecognized feature gate: {}", name.trim()));
+        }
+        if bool(value.trim()).is_none() {
+            return Some(format!("invalid value of {name}={value}: parse error"));
+        }
+    }
+    None
+}
+
 /// What is wrong with a value of a kind, in Go's words; `None` when nothing is.
 pub(crate) fn problem(kind: Kind, value: &str) -> Option<String> {
     let parse_error = || "parse error".to_owned();
@@ -89,6 +131,7 @@ pub(crate) fn problem(kind: Kind, value: &str) -> Option<String> {
         Kind::Uint => value.parse::<u64>().is_err().then(parse_error),
         Kind::Duration => duration(value).is_none().then(parse_error),
         Kind::Urls => urls(value).err(),
+        Kind::Gates => gates_problem(value),
         Kind::OneOf(words) => (!words.contains(&value)).then(|| {
             let words: Vec<&str> = words.iter().copied().filter(|w| !w.is_empty()).collect();
             format!(
@@ -124,10 +167,30 @@ mod tests {
     }
 
     #[test]
+    fn gates_are_etcds() {
+        assert_eq!(
+            gates_problem("InitialCorruptCheck=true, AllBeta=false"),
+            None
+        );
+        for bad in ["Nothing=true", "AllBeta", "AllBeta=maybe"] {
+            assert!(gates_problem(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
     fn urls_are_checked() {
         assert_eq!(urls("http://a:1,https://b:2").unwrap().len(), 2);
         assert_eq!(urls("").unwrap(), []);
-        for bad in ["a:1", "ftp://a:1", "http://a:1/path", "http://"] {
+        assert!(urls("https://a:443,http://[::1]:80").is_ok());
+        for bad in [
+            "a:1",
+            "ftp://a:1",
+            "http://a:1/path",
+            "http://",
+            "http://a",
+            "http://[::1]",
+            "http://a:99999",
+        ] {
             assert!(urls(bad).is_err(), "{bad}");
         }
     }

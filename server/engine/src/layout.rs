@@ -15,6 +15,7 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const POINTER: &str = "CURRENT";
 const FORMAT: &str = "CAIRN_FORMAT";
+const OWNER: &str = "CAIRN_OWNER";
 /// The first database of a folder. Later ones are named after the index they were imported at.
 const FIRST: &str = "0000000000000000";
 const NAME_LENGTH: usize = 16;
@@ -46,6 +47,15 @@ pub enum OpenError {
         /// Its version.
         version: u32,
     },
+    /// Another member's.
+    Foreign {
+        /// The engine's folder.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who asks for it.
+        wanted: String,
+    },
     /// RocksDB refused.
     Engine(EngineError),
 }
@@ -70,6 +80,17 @@ impl fmt::Display for OpenError {
                  the newer cairn that wrote it",
                 path.display()
             ),
+            Self::Foreign {
+                path,
+                found,
+                wanted,
+            } => write!(
+                f,
+                "the engine in {} is that of {found}, and the log beside it that of {wanted}; put \
+                 the right folder back, or move this one away: the engine is built anew from a \
+                 whole log",
+                path.display()
+            ),
             Self::Engine(cause) => cause.fmt(f),
         }
     }
@@ -80,7 +101,7 @@ impl std::error::Error for OpenError {
         match self {
             Self::Io { cause, .. } => Some(cause),
             Self::Engine(cause) => Some(cause),
-            Self::Damaged { .. } | Self::Newer { .. } => None,
+            Self::Damaged { .. } | Self::Newer { .. } | Self::Foreign { .. } => None,
         }
     }
 }
@@ -131,25 +152,63 @@ fn read_line(path: &Path) -> Result<Option<String>, OpenError> {
 /// one that nothing was written to, and is taken again.
 pub(crate) fn database(folder: &Path) -> Result<PathBuf, OpenError> {
     fs::create_dir_all(folder).map_err(failed("create the folder", folder))?;
-    let pointer = folder.join(POINTER);
-    if let Some(name) = read_line(&pointer)? {
-        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if name.len() != NAME_LENGTH || !name.bytes().all(hex) {
-            return Err(OpenError::Damaged {
-                path: pointer,
-                found: name,
-            });
-        }
-        let database = folder.join(name);
-        check_format(&database)?;
+    if let Some(database) = in_use(folder)? {
         return Ok(database);
     }
+    let pointer = folder.join(POINTER);
     let database = folder.join(FIRST);
     fs::create_dir_all(&database).map_err(failed("create the folder", &database))?;
     let format = format!("{FORMAT_VERSION}\n");
     write_whole(&database.join(FORMAT), &database, &format)?;
     write_whole(&pointer, folder, &format!("{FIRST}\n"))?;
     Ok(database)
+}
+
+/// The database that the pointer names, in a format that this build knows.
+fn in_use(folder: &Path) -> Result<Option<PathBuf>, OpenError> {
+    let pointer = folder.join(POINTER);
+    let Some(name) = read_line(&pointer)? else {
+        return Ok(None);
+    };
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if name.len() != NAME_LENGTH || !name.bytes().all(hex) {
+        return Err(OpenError::Damaged {
+            path: pointer,
+            found: name,
+        });
+    }
+    let database = folder.join(name);
+    check_format(&database)?;
+    Ok(Some(database))
+}
+
+/// Looks whether the engine in `folder` could be opened, and changes nothing: for who must not
+/// touch the rest of a data directory that it cannot use.
+///
+/// # Errors
+/// A format that this build does not know.
+pub fn check(folder: &Path) -> Result<(), OpenError> {
+    in_use(folder).map(|_| ())
+}
+
+/// Says whose engine `folder` holds, for good: a log must never be applied on top of another
+/// member's state. `owner` is one line.
+///
+/// # Errors
+/// [`OpenError::Foreign`] when it is somebody else's; nothing is changed then.
+pub fn claim(folder: &Path, owner: &str) -> Result<(), OpenError> {
+    fs::create_dir_all(folder).map_err(failed("create the folder", folder))?;
+    let path = folder.join(OWNER);
+    match read_line(&path)? {
+        Some(found) if found == owner => Ok(()),
+        Some(found) => Err(OpenError::Foreign {
+            path: folder.to_owned(),
+            found,
+            wanted: owner.to_owned(),
+        }),
+        // Before the first row is written: a crash leaves an engine without rows, or an owner.
+        None => write_whole(&path, folder, &format!("{owner}\n")),
+    }
 }
 
 fn check_format(database: &Path) -> Result<(), OpenError> {
@@ -214,6 +273,22 @@ mod tests {
             let kept = fs::read_to_string(folder.path().join(file)).unwrap();
             assert_eq!(kept, content, "the refused file was changed");
         }
+    }
+
+    #[test]
+    fn an_engine_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = folder.path().join("engine");
+        check(&engine).unwrap();
+        assert!(!engine.exists(), "a look made the folder");
+        for _ in 0..2 {
+            claim(&engine, "member 1 of cluster 2").unwrap();
+        }
+        let error = claim(&engine, "member 3 of cluster 2").unwrap_err();
+        assert!(error.to_string().contains("is that of member 1"), "{error}");
+        claim(&engine, "member 1 of cluster 2").unwrap();
+        super::database(&engine).unwrap();
+        check(&engine).unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! (`member/engine` of a data directory):
 //!
 //! ```text
+//! CAIRN_OWNER         whose state it is: a member of a cluster
 //! CURRENT             the name of the database folder in use, 16 hex digits
 //! 0000000000000000/   a RocksDB database, one column family for each mvcc::Family
 //! 0000000000000000/CAIRN_FORMAT   the version of the layout of families and rows
@@ -24,5 +25,5 @@
 mod layout;
 mod rocks;
 
-pub use layout::{FORMAT_VERSION, OpenError};
+pub use layout::{FORMAT_VERSION, OpenError, check, claim};
 pub use rocks::{Options, RocksEngine, RocksSnapshot};

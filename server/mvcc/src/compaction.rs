@@ -38,6 +38,8 @@ pub(crate) struct Compactions {
     queue: VecDeque<i64>,
     /// Where the first of the queue goes on.
     next: Option<Bytes>,
+    /// Rows of family `key` that went since the start.
+    pub deleted: u64,
 }
 
 impl Compactions {
@@ -49,6 +51,7 @@ impl Compactions {
             finished,
             queue: queue.into_iter().collect(),
             next: None,
+            deleted: 0,
         }
     }
 
@@ -86,6 +89,7 @@ impl<E: Engine> Store<E> {
         deletion.collect(self.engine(), &rows, from, to)?;
         let mut counters = self.view_ref().counters;
         counters.account(-deletion.freed);
+        self.compactions.deleted += deletion.rows;
         let mut batch = deletion.batch;
         if next.is_none() {
             let finished = Revision::start(to).encode();
@@ -143,6 +147,7 @@ fn read_step<R: Read>(
 struct Deletion {
     batch: WriteBatch,
     freed: i64,
+    rows: u64,
 }
 
 impl Deletion {
@@ -176,6 +181,7 @@ impl Deletion {
                     + key.len();
                 let value = if key.is_empty() { 0 } else { value };
                 self.freed += rows::row_bytes(row.len(), value);
+                self.rows += 1;
                 self.batch.delete(Family::Key, row);
             }
         }
@@ -185,6 +191,7 @@ impl Deletion {
     fn superseded(&mut self, superseded: Superseded) {
         if superseded.revision != Revision::NONE {
             self.freed += i64::from(superseded.row_bytes);
+            self.rows += 1;
             self.batch.delete(Family::Key, superseded.revision.encode());
         }
     }

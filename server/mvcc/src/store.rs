@@ -83,6 +83,11 @@ impl<E: Engine> Store<E> {
         Writer::new(self)
     }
 
+    /// Rows of keys that compactions have deleted since the store was opened.
+    pub fn compacted_rows(&self) -> u64 {
+        self.compactions.deleted
+    }
+
     /// Whether [`Store::compaction_step`] has anything to do.
     pub fn compaction_pending(&self) -> bool {
         self.compactions.pending()

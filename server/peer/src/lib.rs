@@ -29,7 +29,7 @@ use proto::{
 use state::{Error, Member, Version};
 
 pub use client::Client;
-pub use transport::Transport;
+pub use transport::{Traffic, Transport};
 
 /// Who this member is.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -30,6 +30,7 @@ const HEARTBEAT: Duration = Duration::from_millis(1600);
 pub(crate) struct Outbound {
     stream: Stream,
     attached: Mutex<Option<Attached>>,
+    sent_bytes: AtomicU64,
 }
 
 struct Attached {
@@ -42,6 +43,7 @@ impl Outbound {
         Self {
             stream,
             attached: Mutex::new(None),
+            sent_bytes: AtomicU64::new(0),
         }
     }
 
@@ -68,6 +70,11 @@ impl Outbound {
         *self.attached.lock() = None;
     }
 
+    /// Bytes of messages that were sent.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+
     /// Sends a message, if a connection is there and keeps up.
     pub fn send(&self, message: &Message) -> bool {
         let mut attached = self.attached.lock();
@@ -79,8 +86,11 @@ impl Outbound {
         }
         let frame = self.stream.encode(message);
         connection.waiting.fetch_add(frame.len(), Ordering::Relaxed);
+        let length = frame.len() as u64;
         let sent = connection.frames.send(frame).is_ok();
-        if !sent {
+        if sent {
+            self.sent_bytes.fetch_add(length, Ordering::Relaxed);
+        } else {
             *attached = None;
         }
         sent

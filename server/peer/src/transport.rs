@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -49,13 +52,34 @@ pub(crate) struct Peer {
     pub append: Outbound,
     pipeline: mpsc::Sender<Message>,
     link: Mutex<Link>,
+    received_bytes: AtomicU64,
+    unsent: AtomicU64,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// What went to and came from a member since this one knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// The member.
+    pub id: u64,
+    /// Whether it can be heard now.
+    pub active: bool,
+    /// How often it could be heard no longer.
+    pub lost: u64,
+    /// Bytes of messages sent on streams.
+    pub sent_bytes: u64,
+    /// Bytes received on streams.
+    pub received_bytes: u64,
+    /// Messages that could not be sent.
+    pub unsent: u64,
 }
 
 /// How well it can be heard.
 #[derive(Debug, Default)]
 struct Link {
     open_streams: usize,
+    /// How often the last stream was lost.
+    lost: u64,
     since: Option<Instant>,
 }
 
@@ -64,6 +88,18 @@ impl Peer {
         match stream {
             Stream::Message => &self.message,
             Stream::Append => &self.append,
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let link = self.link.lock();
+        Traffic {
+            id: self.id,
+            active: link.since.is_some(),
+            lost: link.lost,
+            sent_bytes: self.message.sent_bytes() + self.append.sent_bytes(),
+            received_bytes: self.received_bytes.load(Relaxed),
+            unsent: self.unsent.load(Relaxed),
         }
     }
 
@@ -78,6 +114,7 @@ impl Peer {
         link.open_streams -= 1;
         if link.open_streams == 0 {
             link.since = None;
+            link.lost += 1;
         }
     }
 }
@@ -118,6 +155,8 @@ impl Transport {
             append: Outbound::new(Stream::Append),
             pipeline,
             link: Mutex::default(),
+            received_bytes: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
             tasks: Mutex::default(),
         });
         let mut tasks = peer.tasks.lock();
@@ -171,9 +210,18 @@ impl Transport {
             let sent = peer.outbound(Stream::of(&message)).send(&message)
                 || peer.pipeline.try_send(message).is_ok();
             if !sent {
+                peer.unsent.fetch_add(1, Relaxed);
                 self.handler.report_unreachable(to);
             }
         }
+    }
+
+    /// How much went to and came from each member, by its ID.
+    pub fn traffic(&self) -> Vec<Traffic> {
+        let peers = self.peers.lock();
+        let mut traffic: Vec<Traffic> = peers.values().map(|peer| peer.traffic()).collect();
+        traffic.sort_by_key(|traffic| traffic.id);
+        traffic
     }
 
     pub(crate) fn peer(&self, id: u64) -> Option<Arc<Peer>> {
@@ -274,6 +322,7 @@ async fn drain(transport: &Transport, peer: &Peer, stream: Stream, mut body: Inc
         let Ok(bytes) = frame.into_data() else {
             continue;
         };
+        peer.received_bytes.fetch_add(bytes.len() as u64, Relaxed);
         match decoder.feed(&bytes) {
             Ok(messages) => {
                 for message in messages {

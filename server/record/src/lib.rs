@@ -21,9 +21,15 @@ pub const RECORD_FILE: &str = "record.json";
 /// The identity's file, in the data directory beside `member/`.
 pub const IDENTITY_FILE: &str = "cairn-identity.json";
 
+/// The longest [`Record::record_id`], in bytes: it is the name of a file.
+const MAX_RECORD_ID: usize = 200;
+
 /// What a member is told to begin with.
+///
+/// Fields that it does not know are read over: an operator that is newer than its members may write
+/// some, and must not stop them with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Record {
     /// Unique among all records that were ever written. It becomes a file's name: letters, digits,
     /// `-`, `_` and `.` only.
@@ -88,6 +94,24 @@ pub struct Identity {
         skip_serializing_if = "Option::is_none"
     )]
     pub last_record_id: Option<String>,
+    /// How the data began. A crash between the log and its first entry goes on by this, whatever
+    /// has become of the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
+}
+
+/// How a member's data began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Begun {
+    /// Whether it joined a cluster; otherwise it founded one.
+    pub join: bool,
+    /// The record's [`Record::initial_cluster`].
+    #[serde(default)]
+    pub initial_cluster: String,
+    /// The record's [`Record::token`].
+    #[serde(default)]
+    pub token: String,
 }
 
 /// What the member knows of itself from its pod.
@@ -159,6 +183,40 @@ pub enum Refusal {
     NotThere(&'static str),
 }
 
+impl Record {
+    /// Reads a record as its file holds it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let record: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let id = &record.record_id;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let named = (1..=MAX_RECORD_ID).contains(&id.len()) && !id.starts_with('.');
+        match named && id.chars().all(plain) {
+            true => Ok(record),
+            false => Err(format!(
+                "recordID {id:?} is not one: at most {MAX_RECORD_ID} letters, digits, '-', '_' \
+                 and '.'"
+            )),
+        }
+    }
+
+    /// How data begin that this record makes; `None` when it makes none.
+    pub fn begins(&self) -> Option<Begun> {
+        let join = match self.action {
+            Action::New => false,
+            Action::Join => true,
+            _ => return None,
+        };
+        Some(Begun {
+            join,
+            initial_cluster: self.initial_cluster.clone(),
+            token: self.token.clone(),
+        })
+    }
+}
+
 impl Refusal {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
@@ -209,11 +267,15 @@ pub fn decide(disk: &Disk, record: Option<&Record>, used: bool, pod: &Pod) -> De
         return Decision::Refuse(refusal);
     }
     // A record for somebody else is no record: the mount may lag behind, or be wrong.
-    let record = record
-        .filter(|record| record.cluster_uid == pod.cluster_uid && record.member == pod.member);
-    match disk.data {
-        true => with_data(disk, record),
-        false => without_data(record, used, pod),
+    let for_us =
+        |record: &&Record| record.cluster_uid == pod.cluster_uid && record.member == pod.member;
+    match (disk.data, record.filter(for_us), record) {
+        (true, own, _) => with_data(disk, own),
+        (false, None, Some(other)) => Decision::Wait(format!(
+            "the disk is empty and the record is for member {} of the cluster with UID {}",
+            other.member, other.cluster_uid
+        )),
+        (false, own, _) => without_data(own, used, pod),
     }
 }
 
@@ -248,7 +310,10 @@ fn with_data(disk: &Disk, record: Option<&Record>) -> Decision {
     let Some(record) = record else {
         return Decision::Run;
     };
-    let done = disk.identity.as_ref().and_then(|own| own.last_record_id.as_ref());
+    let done = disk
+        .identity
+        .as_ref()
+        .and_then(|own| own.last_record_id.as_ref());
     match record.action {
         Action::Hold => Decision::Wait("the operator holds this member".to_owned()),
         Action::Restore if done != Some(&record.record_id) => {
@@ -312,6 +377,7 @@ mod tests {
             member: "db-0".into(),
             cluster_id: Some("c1".into()),
             last_record_id: None,
+            begun: None,
         }
     }
 
@@ -357,7 +423,10 @@ mod tests {
             identity: Some(identity),
         };
         for action in [Action::Restore, Action::ForceNew] {
-            assert_eq!(word(&disk, Some(&record(action, Some("pod"))), false), "run");
+            assert_eq!(
+                word(&disk, Some(&record(action, Some("pod"))), false),
+                "run"
+            );
         }
     }
 
@@ -429,9 +498,37 @@ mod tests {
     #[test]
     fn the_record_is_the_json_that_both_sides_agreed_on() {
         let text = r#"{"recordID":"r1","clusterUID":"cluster","member":"db-0","action":"new","memberPodUID":"pod","initialCluster":"db-0=http://db-0:2380","token":"t"}"#;
-        let record: Record = serde_json::from_str(text).unwrap();
+        let record = Record::parse(text).unwrap();
         assert_eq!(serde_json::to_string(&record).unwrap(), text);
         assert_eq!(record.action, Action::New);
-        assert!(serde_json::from_str::<Record>(&text.replace("new", "old")).is_err());
+        let begun = record.begins().unwrap();
+        assert_eq!((begun.join, begun.token.as_str()), (false, "t"));
+    }
+
+    #[test]
+    fn what_a_newer_operator_adds_is_read_over_and_what_is_no_record_is_refused() {
+        let text = r#"{"recordID":"r1","clusterUID":"c","member":"m","action":"run","later":[1]}"#;
+        assert_eq!(Record::parse(text).unwrap().action, Action::Run);
+        assert_eq!(Record::parse(text).unwrap().begins(), None);
+        for bad in [
+            text.replace("run", "later"),
+            text.replace("\"r1\"", "\"\""),
+            text.replace("r1", "../r1"),
+            text.replace("r1", ".r1"),
+            text.replace("r1", "a/b"),
+            text.replace("r1", &"r".repeat(201)),
+            text.replace("\"member\":\"m\",", ""),
+            text[..text.len() - 1].to_owned(),
+            String::new(),
+        ] {
+            assert!(Record::parse(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_identity_of_an_older_member_is_read() {
+        let text = r#"{"clusterUID":"c","member":"m","later":1}"#;
+        let identity: Identity = serde_json::from_str(text).unwrap();
+        assert_eq!((identity.begun, identity.cluster_id), (None, None));
     }
 }

@@ -1,7 +1,10 @@
 //! The apply thread: the only one that writes to the state. One engine write for each batch of
 //! entries; then the new state is published, watchers and callers are told, and raft.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use engine::RocksEngine;
@@ -53,6 +56,8 @@ pub(crate) struct ApplyThread {
     pub chores: mpsc::UnboundedSender<Chore>,
     /// Entry bytes since the last flush.
     pub log_bytes: usize,
+    /// When the compaction under way began.
+    pub compacting: Option<Instant>,
 }
 
 impl ApplyThread {
@@ -120,14 +125,16 @@ impl ApplyThread {
     fn apply(&mut self, entries: &[Entry]) -> Result<(), state::Fatal> {
         let shared = Arc::clone(&self.shared);
         let awaited = |id| shared.is_awaited(id);
+        let began = Instant::now();
         let outcome = self.machine.apply(entries, shared.now(), &awaited)?;
+        shared.counters.applied(&outcome.counts, began.elapsed());
         let data = entries.iter().filter_map(|entry| entry.data.as_ref());
         self.log_bytes += data.map(bytes::Bytes::len).sum::<usize>();
         if !outcome.conf_changes.is_empty() {
             // Whoever is told of a removal may throw the removed member away. That the change was
             // committed must then survive a power cut: raft writes its commit index without a sync,
             // and a member that came back without it would wait for the removed one's vote.
-            self.machine.engine().flush_all(true)?;
+            self.flush_all(true)?;
         }
         self.publish(outcome);
         self.flush()
@@ -174,9 +181,18 @@ impl ApplyThread {
     }
 
     fn compact(&mut self) -> Result<(), state::Fatal> {
+        let began = Instant::now();
+        let since = *self.compacting.get_or_insert(began);
         let progress = self.machine.compaction_step()?;
         self.shared.published.store(self.machine.published());
+        let finished = matches!(progress, CompactionProgress::Finished(_));
+        let total = finished.then(|| since.elapsed());
+        let counters = &self.shared.counters;
+        counters.compacted(began.elapsed(), total);
+        let rows = self.machine.compacted_rows();
+        counters.compacted_rows.store(rows, Ordering::Relaxed);
         if let CompactionProgress::Finished(revision) = progress {
+            self.compacting = None;
             info!(
                 "compact-revision" = revision,
                 "finished scheduled compaction"
@@ -191,7 +207,17 @@ impl ApplyThread {
         let engine = self.machine.engine();
         if self.log_bytes >= FLUSH_AT_LOG_BYTES || engine.unflushed_bytes() >= FLUSH_AT_BYTES {
             self.log_bytes = 0;
-            engine.flush_all(false)?;
+            self.flush_all(false)?;
+        }
+        Ok(())
+    }
+
+    fn flush_all(&self, wait: bool) -> Result<(), state::Fatal> {
+        let began = Instant::now();
+        self.machine.engine().flush_all(wait)?;
+        if wait {
+            // One that is not waited for goes on beside.
+            self.shared.counters.committed(began.elapsed());
         }
         Ok(())
     }

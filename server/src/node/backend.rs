@@ -25,13 +25,14 @@ use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
 };
+use tracing::warn;
 
 use super::{
     apply::ApplyInput,
     membership,
     raft::RaftInput,
     shared::{MAX_APPLY_GAP, PROPOSAL_BYTES, PROPOSAL_UNIT, Shared, Snapshot},
-    telemetry, watches,
+    tasks, telemetry, watches,
 };
 
 /// A list of more keys is read away from the tasks that serve connections.
@@ -79,6 +80,7 @@ impl NodeBackend {
             ..RequestHeader::default()
         });
         validate::admit(&request)?;
+        let kind = telemetry::Kind::of(&request);
         let length = request.encoded_len();
         if length > shared.settings.max_request_bytes {
             return Err(Error::RequestTooLarge);
@@ -96,7 +98,11 @@ impl NodeBackend {
             shared.to_raft.send(input).map_err(|_| Error::Stopped)?;
             reply.await.map_err(|_| Error::Stopped)?
         });
-        match outcome.await {
+        let outcome = outcome.await;
+        let took = shared.now().saturating_sub(began);
+        let through = !matches!(outcome, Err(_) | Ok(Err(Error::Stopped)));
+        shared.counters.requested(kind, took, through);
+        match outcome {
             Ok(outcome) => outcome,
             Err(_) => {
                 shared.forget(id);
@@ -105,6 +111,25 @@ impl NodeBackend {
                 Err(shared.timeout_since(began))
             }
         }
+    }
+
+    /// As in etcd what would go beyond the quota is not proposed; it raises the alarm.
+    async fn admit_size(&self, cost: i64) -> Result<(), Error> {
+        let Some(quota) = state::cost::quota(self.shared.settings.quota_bytes) else {
+            return Ok(());
+        };
+        let raised = {
+            let published = self.shared.published.load();
+            if cost == 0 || published.view.size().saturating_add(cost) < quota {
+                return Ok(());
+            }
+            published.alarms.is_raised(AlarmType::Nospace)
+        };
+        if !raised {
+            warn!("a request would go beyond the quota; raising the NOSPACE alarm");
+            tasks::raise_no_space(&self.shared, Vec::new()).await;
+        }
+        Err(Error::NoSpace)
     }
 
     /// Waits until all that was committed when the call began is applied.
@@ -120,7 +145,11 @@ impl NodeBackend {
             Ok(())
         };
         match timeout(shared.settings.request_timeout(), read).await {
-            Ok(read) => read,
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                shared.counters.failed_reads.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
             Err(_) => {
                 shared.counters.slow_reads.fetch_add(1, Ordering::Relaxed);
                 Err(shared.timeout_since(began))
@@ -178,7 +207,11 @@ impl NodeBackend {
             lessor.renew(id, self.shared.now())?
         };
         match renewed {
-            Some(ttl) => Ok(ttl),
+            Some(ttl) => {
+                let renewed = &self.shared.counters.leases_renewed;
+                renewed.fetch_add(1, Ordering::Relaxed);
+                Ok(ttl)
+            }
             None => Err(self.wait_revoked(id).await),
         }
     }
@@ -277,6 +310,10 @@ impl Backend for NodeBackend {
         self.shared.published.load().alarms.of(AlarmType::None)
     }
 
+    fn meter(&self) -> Arc<api::Meter> {
+        Arc::clone(&self.shared.meter)
+    }
+
     fn metrics(&self) -> String {
         telemetry::metrics(&self.shared)
     }
@@ -286,16 +323,25 @@ impl Backend for NodeBackend {
     }
 
     async fn range(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
+        let began = self.shared.now();
         if !r.serializable {
             self.wait_linearizable().await?;
         }
+        let waited = self.shared.now();
         let small = r.range_end.is_empty() || r.count_only || (1..=SMALL_RANGE).contains(&r.limit);
-        if small {
-            let published = self.shared.published.load_full();
-            return self.told(published.view.range(&r));
-        }
-        self.read_aside(move |published| published.view.range(&r))
-            .await
+        let answer = match small {
+            true => {
+                let published = self.shared.published.load_full();
+                self.told(published.view.range(&r))
+            }
+            false => self.read_aside(move |published| published.view.range(&r)).await,
+        };
+        let ended = self.shared.now();
+        let counters = &self.shared.counters;
+        counters.ranged(ended.saturating_sub(waited), answer.is_ok());
+        let took = ended.saturating_sub(began);
+        counters.requested(telemetry::Kind::Range, took, answer.is_ok());
+        answer
     }
 
     async fn read(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
@@ -304,6 +350,7 @@ impl Backend for NodeBackend {
     }
 
     async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
+        self.admit_size(state::cost::put(&r)).await?;
         let request = InternalRaftRequest {
             put: Some(r),
             ..InternalRaftRequest::default()
@@ -324,10 +371,22 @@ impl Backend for NodeBackend {
             if !mvcc::is_serializable(&r) {
                 self.wait_linearizable().await?;
             }
-            return self
-                .read_aside(move |published| published.view.txn(&r))
-                .await;
+            let began = self.shared.now();
+            let answer = self.read_aside(move |published| {
+                let response = published.view.txn(&r)?;
+                let ranges = state::ranges_of(&r, &response);
+                Ok((response, ranges))
+            });
+            let answer = answer.await;
+            let counters = &self.shared.counters;
+            let took = self.shared.now().saturating_sub(began);
+            counters.requested(telemetry::Kind::ReadonlyTxn, took, answer.is_ok());
+            return answer.map(|(response, ranges)| {
+                counters.read_txn(ranges);
+                response
+            });
         }
+        self.admit_size(state::cost::txn(&r)).await?;
         let request = InternalRaftRequest {
             txn: Some(r),
             ..InternalRaftRequest::default()
@@ -350,6 +409,7 @@ impl Backend for NodeBackend {
     }
 
     async fn lease_grant(&self, mut r: LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        self.admit_size(state::cost::LEASE).await?;
         while r.id == 0 {
             // As in etcd: a request ID without its sign, which is unlike any other.
             r.id = (self.shared.next_id() & i64::MAX as u64) as i64;
@@ -487,7 +547,9 @@ impl Backend for NodeBackend {
 
     async fn hash_kv(&self, r: HashKvRequest) -> Result<HashKvResponse, Error> {
         let hash = move |published: &Published<Snapshot>| published.view.hash_kv(r.revision);
+        let began = Instant::now();
         let hash = self.read_aside(hash).await?;
+        self.shared.counters.hashed(began.elapsed());
         Ok(HashKvResponse {
             header: None,
             hash: hash.hash,
@@ -498,7 +560,12 @@ impl Backend for NodeBackend {
 
     async fn defragment(&self) -> Result<(), Error> {
         let engine = Arc::clone(&self.shared.engine);
+        let counters = &self.shared.counters;
+        let began = Instant::now();
+        counters.defragmenting.fetch_add(1, Ordering::Relaxed);
         let done = tokio::task::spawn_blocking(move || engine.defragment()).await;
+        counters.defragmenting.fetch_sub(1, Ordering::Relaxed);
+        counters.defragmented(began.elapsed());
         if let Err(error) = done.map_err(|_| Error::Stopped)? {
             self.shared.fatal(error);
             return Err(Error::Stopped);

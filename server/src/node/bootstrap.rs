@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -42,21 +43,40 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
         false => OsVfs::new(),
     });
     let folder = config.data_dir.join(MEMBER);
-    make_private(&config.data_dir)?;
-    vfs.create_dir(&folder)
-        .with_context(|| format!("could not make {}", folder.display()))?;
     let log = log_folder(config);
     refuse_etcds(&folder)?;
-    let founding = match config.join && !has_log(&vfs, &log) {
-        true => Founding::join(config).await?,
-        false => Founding::of(config),
-    };
-    let (wal, recovered) = open_log(&vfs, &log, &folder, config, &founding)?;
+    // Before the log is opened, which changes it.
+    engine::check(&folder.join(ENGINE)).context("could not open the engine")?;
+    let mut founding = None;
+    if !has_log(&vfs, &log)? {
+        let new = Founding::find(config).await?;
+        make_private(&config.data_dir)?;
+        vfs.create_dir(&folder)
+            .with_context(|| format!("could not make {}", folder.display()))?;
+        create_log(&vfs, &log, &folder, new.metadata())?;
+        founding = Some(new);
+    }
+    let (mut wal, mut recovered) = open_log(&vfs, &log)?;
     if let Some(repair) = &recovered.repair {
         warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
             "cut a torn tail off the log; nothing in it was acknowledged");
     }
+    // A crash between making the log and its first entry leaves an empty one: the member begins
+    // again, as the same one.
+    if wal.last_index() == 0 && recovered.hard_state == HardState::default() {
+        let new = match founding {
+            Some(new) => new,
+            None => Founding::find(config).await?,
+        };
+        found(config, &log, &new, &mut wal, &mut recovered)?;
+        founding = Some(new);
+    }
     let metadata = recovered.metadata;
+    let owner = format!(
+        "member {:x} of cluster {:x}",
+        metadata.node_id, metadata.cluster_id
+    );
+    engine::claim(&folder.join(ENGINE), &owner).context("could not open the engine")?;
     let engine = RocksEngine::open(&folder.join(ENGINE), &engine::Options::default())
         .context("could not open the engine")?;
     let engine = Arc::new(engine);
@@ -81,9 +101,19 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
     );
     let boot = boot(&wal, &machine, recovered, applied)?;
     let published = machine.published();
-    let members = match published.members.is_empty() {
-        true => founding.members,
-        false => published.members.iter().cloned().collect(),
+    let members = match (published.members.is_empty(), founding) {
+        (false, _) => published.members.iter().cloned().collect(),
+        (true, Some(founding)) => founding.members,
+        // Nothing is applied yet of a log that others wrote, and only they know their IDs. Should
+        // none of them answer they still find this member, by its URLs.
+        (true, None) if config.join => match Founding::join(config).await {
+            Ok(founding) => founding.members,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "going on by the log alone");
+                Vec::new()
+            }
+        },
+        (true, None) => Founding::of(config).members,
     };
     Ok(Parts {
         metadata,
@@ -123,7 +153,23 @@ struct Founding {
     cluster_id: u64,
 }
 
+/// Nobody of the cluster that a member is to join answers.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "could not ask the existing cluster for its members; does --initial-cluster name one that \
+     runs?"
+)]
+pub(crate) struct NoAnswer;
+
 impl Founding {
+    async fn find(config: &Config) -> anyhow::Result<Self> {
+        config.check_founding()?;
+        match config.join {
+            true => Self::join(config).await,
+            false => Ok(Self::of(config)),
+        }
+    }
+
     fn of(config: &Config) -> Self {
         let member = |urls: &BTreeSet<String>| {
             let peer_urls: Vec<String> = urls.iter().cloned().collect();
@@ -160,10 +206,7 @@ impl Founding {
             .members(&urls)
             .await
             .map_err(anyhow::Error::msg)
-            .context(
-                "could not ask the existing cluster for its members; does --initial-cluster name \
-                 one that runs?",
-            )?;
+            .context(NoAnswer)?;
         let own = members.iter().find(|member| {
             let mut urls = member.peer_urls.clone();
             urls.sort();
@@ -192,7 +235,10 @@ impl Founding {
 }
 
 /// Whether the data directory holds a member's data: a log.
-pub(crate) fn has_data(config: &Config) -> bool {
+///
+/// # Errors
+/// A folder that cannot be read, which must not pass for an empty one.
+pub(crate) fn has_data(config: &Config) -> anyhow::Result<bool> {
     has_log(&OsVfs::new(), &log_folder(config))
 }
 
@@ -201,64 +247,76 @@ fn log_folder(config: &Config) -> PathBuf {
     config.wal_dir.clone().unwrap_or_else(beside)
 }
 
-fn has_log(vfs: &OsVfs, log: &Path) -> bool {
-    let names = vfs.list(log).unwrap_or_default();
-    names.iter().any(|name| name.ends_with(".wal"))
+fn has_log(vfs: &OsVfs, log: &Path) -> anyhow::Result<bool> {
+    match vfs.list(log) {
+        Ok(names) => Ok(names.iter().any(|name| name.ends_with(".wal"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "could not read the log's folder {}; it must be one, and this user's",
+                log.display()
+            )
+        }),
+    }
 }
 
-fn open_log(
+fn create_log(
     vfs: &Arc<OsVfs>,
     log: &Path,
     folder: &Path,
-    config: &Config,
-    founding: &Founding,
-) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
-    if !has_log(vfs, log) {
-        ensure!(
-            !folder.join(ENGINE).exists(),
-            "{} holds an engine, but there is no log in {}: give --wal-dir as before, or delete \
-             the data directory if its data is not needed",
-            folder.display(),
-            log.display()
-        );
-        if let Some(parent) = log.parent() {
-            vfs.create_dir(parent)
-                .with_context(|| format!("could not make {}", parent.display()))?;
-        }
-        Wal::create(
-            Arc::clone(vfs),
-            log,
-            founding.metadata(),
-            wal::Options::default(),
-        )
-        .with_context(|| format!("could not make the log {}", log.display()))?;
+    metadata: Metadata,
+) -> anyhow::Result<()> {
+    ensure!(
+        !folder.join(ENGINE).exists(),
+        "{} holds an engine, but there is no log in {}: give --wal-dir as before, or delete the \
+         data directory if its data is not needed",
+        folder.display(),
+        log.display()
+    );
+    if let Some(parent) = log.parent() {
+        vfs.create_dir(parent)
+            .with_context(|| format!("could not make {}", parent.display()))?;
     }
-    let (mut wal, mut recovered) = Wal::open(
+    let created = Wal::create(Arc::clone(vfs), log, metadata, wal::Options::default());
+    created.with_context(|| format!("could not make the log {}", log.display()))?;
+    Ok(())
+}
+
+fn open_log(vfs: &Arc<OsVfs>, log: &Path) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
+    Wal::open(
         Arc::clone(vfs),
         log,
         SnapshotMark::default(),
         wal::Options::default(),
     )
-    .with_context(|| format!("could not open the log {}", log.display()))?;
-    // A crash between making the log and founding the cluster leaves an empty log; and only such
-    // a one may be founded.
-    let unfounded = wal.last_index() == 0 && recovered.hard_state == HardState::default();
-    if unfounded && !config.join {
-        ensure!(
-            recovered.metadata == founding.metadata(),
-            "the log in {} was made for another member or cluster: give the --initial-cluster \
-             and --initial-cluster-token that it was made with, or delete the data directory",
-            log.display()
-        );
-        let (entries, hard_state) = founding_entries(&founding.members);
-        wal.append(&entries, Some(&hard_state), true)
-            .context("could not write the founding entries")?;
-        recovered.entries = entries;
-        recovered.hard_state = hard_state;
-        info!(member = %format_args!("{:x}", founding.member_id),
-            cluster = %format_args!("{:x}", founding.cluster_id), "founded a cluster");
+    .with_context(|| format!("could not open the log {}", log.display()))
+}
+
+/// Begins a log that is empty: with the founding entries, or with nothing when it joins.
+fn found(
+    config: &Config,
+    log: &Path,
+    founding: &Founding,
+    wal: &mut Wal<OsVfs>,
+    recovered: &mut wal::Recovered,
+) -> anyhow::Result<()> {
+    ensure!(
+        recovered.metadata == founding.metadata(),
+        "the log in {} was made for another member or cluster: give the --initial-cluster and \
+         --initial-cluster-token that it was made with, or delete the data directory",
+        log.display()
+    );
+    if config.join {
+        return Ok(());
     }
-    Ok((wal, recovered))
+    let (entries, hard_state) = founding_entries(&founding.members);
+    wal.append(&entries, Some(&hard_state), true)
+        .context("could not write the founding entries")?;
+    recovered.entries = entries;
+    recovered.hard_state = hard_state;
+    info!(member = %format_args!("{:x}", founding.member_id),
+        cluster = %format_args!("{:x}", founding.cluster_id), "founded a cluster");
+    Ok(())
 }
 
 /// The entries that every log of a founding member begins with. They are equal on all members and

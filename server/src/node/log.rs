@@ -23,11 +23,20 @@ pub(crate) fn write(
 ) -> Result<(), wal::Error> {
     let began = Instant::now();
     let state = append.hard_state.as_ref();
-    wal.lock()
-        .append(&append.entries, state, append.must_sync)?;
-    if append.must_sync {
-        shared.counters.fsync.observe(began.elapsed());
-    }
+    let mut wal = wal.lock();
+    let before = wal.appended_bytes();
+    wal.append(&append.entries, state, false)?;
+    let write = began.elapsed();
+    let bytes = wal.appended_bytes() - before;
+    let sync = match append.must_sync {
+        true => {
+            // Nothing more, but durably, with all before it.
+            wal.append(&[], None, true)?;
+            Some(began.elapsed() - write)
+        }
+        false => None,
+    };
+    shared.counters.logged(bytes, write, sync);
     Ok(())
 }
 

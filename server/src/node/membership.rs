@@ -1,7 +1,7 @@
 //! Changes of the members: what is checked before one goes into the log, by etcd's rules.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -97,6 +97,22 @@ pub(crate) async fn promote(shared: &Shared, id: u64) -> Result<Vec<MemberProto>
     if !shared.is_leader() {
         return peers::promote_at_leader(shared, id).await;
     }
+    let promoted = promote_here(shared, id, may_promote).await;
+    let counters = &shared.counters;
+    match &promoted {
+        Ok(_) => {
+            counters.promotions.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(error) => counters.promotion_failed(*error),
+    }
+    promoted
+}
+
+async fn promote_here(
+    shared: &Shared,
+    id: u64,
+    may_promote: bool,
+) -> Result<Vec<MemberProto>, Error> {
     if !is_ready(shared, id).await? {
         return Err(Error::LearnerNotReady);
     }

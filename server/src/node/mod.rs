@@ -40,7 +40,7 @@ use self::{
 
 pub(crate) use self::{
     backend::NodeBackend,
-    bootstrap::{has_data, make_private},
+    bootstrap::{NoAnswer, has_data, make_private},
     shared::Ended,
 };
 
@@ -120,6 +120,7 @@ impl Node {
             inputs: apply_inputs,
             chores,
             log_bytes: 0,
+            compacting: None,
         };
         let for_log = Arc::clone(&shared);
         let for_fetches = Arc::clone(&shared);

@@ -169,7 +169,7 @@ async fn do_chores(shared: Arc<Shared>, mut chores: mpsc::UnboundedReceiver<Chor
 }
 
 /// Raises the alarm through the log, then tells the callers whose requests went beyond.
-async fn raise_no_space(shared: &Arc<Shared>, callers: Vec<u64>) {
+pub(crate) async fn raise_no_space(shared: &Arc<Shared>, callers: Vec<u64>) {
     let request = InternalRaftRequest {
         alarm: Some(AlarmRequest {
             action: AlarmAction::Activate as i32,

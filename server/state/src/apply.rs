@@ -22,6 +22,7 @@ use proto::{
 use crate::{
     alarms::alarm_key,
     cost,
+    counts::Counts,
     error::Error,
     fatal::Fatal,
     lessor::Lessor,
@@ -47,6 +48,7 @@ pub(crate) struct Batch<'a, E: Engine> {
     pub replies: Vec<(u64, Result<Reply, Error>)>,
     pub beyond_quota: Vec<u64>,
     pub conf_changes: Vec<ConfChangeOutcome>,
+    pub counts: Counts,
     pub term_began: bool,
     pub removed_self: bool,
 }
@@ -134,16 +136,26 @@ impl<E: Engine> Batch<'_, E> {
             if !(self.wanted)(id) {
                 return Ok(Ok(Reply::Done));
             }
+            self.counts.ranges += 1;
             return answer(self.writer.range(&r).map(Reply::Range));
         }
         if let Some(r) = r.put {
-            return answer(self.writer.put(&r).map(Reply::Put));
+            let response = self.writer.put(&r);
+            if response.is_ok() {
+                self.counts.put(&r);
+            }
+            return answer(response.map(Reply::Put));
         }
         if let Some(r) = r.delete_range {
+            self.counts.deletes += 1;
             return answer(self.writer.delete_range(&r).map(Reply::DeleteRange));
         }
         if let Some(r) = r.txn {
-            return answer(self.writer.txn(&r).map(Reply::Txn));
+            let response = self.writer.txn(&r);
+            if let Ok(response) = &response {
+                self.counts.txn(&r, response);
+            }
+            return answer(response.map(Reply::Txn));
         }
         if let Some(r) = r.compaction {
             let compacted = self.writer.compact(r.revision);
@@ -176,6 +188,7 @@ impl<E: Engine> Batch<'_, E> {
             Err(refusal) => return Ok(Err(refusal)),
         };
         self.write_lease(r.id)?;
+        self.counts.granted.push(ttl);
         Ok(Ok(Reply::LeaseGrant(LeaseGrantResponse {
             header: header(self.writer.revision()),
             id: r.id,
@@ -195,7 +208,10 @@ impl<E: Engine> Batch<'_, E> {
         if let Err(refusal) = self.lessor.revoke(id) {
             return Ok(Err(refusal));
         }
-        self.writer.delete_lease_keys(id).map_err(store_error)?;
+        // As in etcd each of its keys is deleted by itself.
+        let keys = self.writer.delete_lease_keys(id).map_err(store_error)?;
+        self.counts.deletes += keys as u64;
+        self.counts.revoked += 1;
         self.delete_row(Family::Lease, &id.to_be_bytes())?;
         Ok(Ok(Reply::LeaseRevoke(LeaseRevokeResponse {
             header: header(self.writer.revision()),

@@ -5,7 +5,7 @@ use proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op::Request
 /// What is charged for a key besides its bytes.
 const KEY_OVERHEAD: i64 = 256;
 /// What is charged for a lease.
-pub(crate) const LEASE: i64 = 64;
+pub const LEASE: i64 = 64;
 /// The quota when none is set.
 const DEFAULT_QUOTA: i64 = 2 << 30;
 

@@ -16,6 +16,7 @@
 mod alarms;
 mod apply;
 pub mod cost;
+mod counts;
 mod error;
 mod fatal;
 pub mod ids;
@@ -28,6 +29,7 @@ pub mod validate;
 pub mod version;
 
 pub use alarms::Alarms;
+pub use counts::{Counts, ranges_of};
 pub use error::{Code, Error};
 pub use fatal::Fatal;
 pub use lessor::{Lessor, MAX_TTL, REVOKES_PER_SCAN, TimeToLive};

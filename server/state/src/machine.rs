@@ -22,6 +22,7 @@ use crate::{
     alarms::Alarms,
     apply::Batch,
     cost,
+    counts::Counts,
     error::Error,
     fatal::Fatal,
     lessor::Lessor,
@@ -110,6 +111,8 @@ pub struct Outcome<S> {
     pub conf_changes: Vec<ConfChangeOutcome>,
     /// A hash to be computed beside the compaction that the batch scheduled.
     pub compaction_hash: Option<CompactionHash<S>>,
+    /// How much of what it did.
+    pub counts: Counts,
     /// Whether the batch held a leader's first entry: everything of earlier terms is applied.
     pub term_began: bool,
     /// Whether this member was removed.
@@ -263,6 +266,7 @@ impl<E: Engine> Machine<E> {
             replies: Vec::new(),
             beyond_quota: Vec::new(),
             conf_changes: Vec::new(),
+            counts: Counts::default(),
             term_began: false,
             removed_self: false,
         };
@@ -291,6 +295,7 @@ impl<E: Engine> Machine<E> {
             replies,
             beyond_quota,
             conf_changes,
+            counts,
             term_began,
             removed_self,
             ..
@@ -306,6 +311,7 @@ impl<E: Engine> Machine<E> {
             events: committed.events,
             conf_changes,
             compaction_hash: committed.compaction_hash,
+            counts,
             term_began,
             removed_self,
         })
@@ -321,6 +327,11 @@ impl<E: Engine> Machine<E> {
             self.republish();
         }
         Ok(progress)
+    }
+
+    /// Rows of keys that compactions have deleted since the start.
+    pub fn compacted_rows(&self) -> u64 {
+        self.store.compacted_rows()
     }
 
     /// Whether there is anything to compact.

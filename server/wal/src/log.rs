@@ -108,6 +108,8 @@ pub struct Wal<V: Vfs> {
     pub(crate) source: Source<V>,
     /// Set while a write is under way, so that it stays set when the write fails.
     pub(crate) poisoned: bool,
+    /// Bytes of frames appended since it was opened.
+    pub(crate) appended: u64,
 }
 
 impl<V: Vfs> Wal<V> {
@@ -162,6 +164,7 @@ impl<V: Vfs> Wal<V> {
             chain,
             index: Arc::new(RwLock::new(Index::after(0, 0))),
             poisoned: false,
+            appended: 0,
         })
     }
 
@@ -178,6 +181,11 @@ impl<V: Vfs> Wal<V> {
     /// Index of the newest entry.
     pub fn last_index(&self) -> u64 {
         self.index.read().last()
+    }
+
+    /// Bytes that were appended since the log was opened.
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended
     }
 
     /// For reading entries from other threads.
@@ -301,6 +309,7 @@ impl<V: Vfs> Wal<V> {
             file.sync_data().map_err(Error::io("sync", path))?;
         }
         self.offset = end;
+        self.appended += frames.len() as u64;
         self.chain = chain;
         self.poisoned = false;
         Ok(())

@@ -110,6 +110,7 @@ impl<V: Vfs> Wal<V> {
             chain: scan.chain.unwrap_or_default(),
             index: Arc::new(RwLock::new(scan.index)),
             poisoned: false,
+            appended: 0,
         };
         Ok((wal, recovered))
     }
