@@ -91,7 +91,7 @@ impl From<EngineError> for OpenError {
     }
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |cause| OpenError::Io {
         action,
         path: path.to_owned(),
@@ -143,6 +143,9 @@ pub(crate) fn database(folder: &Path) -> Result<PathBuf, OpenError> {
         let database = folder.join(name);
         check_format(&database)?;
         return Ok(database);
+    }
+    if let Some(parent) = folder.parent() {
+        sync_folder(parent)?;
     }
     let database = folder.join(FIRST);
     fs::create_dir_all(&database).map_err(failed("create the folder", &database))?;

@@ -292,12 +292,9 @@ fn refuse_etcds(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a directory that only its owner may look into, as etcd does.
+/// Makes a directory that only its owner may look into, as etcd does, durably.
 pub(crate) fn make_private(folder: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder
-        .create(folder)
+    OsVfs::new()
+        .create_dir(folder)
         .with_context(|| format!("could not make the data directory {}", folder.display()))
 }
