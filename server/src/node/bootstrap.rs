@@ -240,9 +240,9 @@ fn open_log(
         wal::Options::default(),
     )
     .with_context(|| format!("could not open the log {}", log.display()))?;
-    // A crash between making the log and founding the cluster leaves an empty log; and only such
-    // a one may be founded.
-    let unfounded = wal.last_index() == 0 && recovered.hard_state == HardState::default();
+    // A crash before the cluster is founded leaves a log without a state, which every later append
+    // brings. It may hold some of the founding entries: a power cut can tear them off the rest.
+    let unfounded = recovered.hard_state == HardState::default();
     if unfounded && !config.join {
         ensure!(
             recovered.metadata == founding.metadata(),
@@ -297,4 +297,54 @@ pub(crate) fn make_private(folder: &Path) -> anyhow::Result<()> {
     OsVfs::new()
         .create_dir(folder)
         .with_context(|| format!("could not make the data directory {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn config(folder: &Path) -> Config {
+        let args = [
+            format!("--data-dir={}", folder.display()),
+            "--name=a".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned(),
+            "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(),
+        ];
+        let parsed = config::parse(args.into_iter(), std::iter::empty(), |_| {
+            unreachable!("no file is named")
+        });
+        match parsed {
+            Ok(config::Command::Run(config)) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The founding entries and the state behind them are one write, of which a power cut keeps a
+    /// part.
+    #[test]
+    fn a_founding_that_a_power_cut_tore_is_done_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let founding = Founding::of(&config);
+        let (entries, hard_state) = founding_entries(&founding.members);
+        assert_eq!(entries.len(), 2);
+        for whole in 0..=entries.len() {
+            let vfs = Arc::new(OsVfs::new());
+            let log = folder.path().join(format!("wal{whole}"));
+            let options = wal::Options::default();
+            let made = Wal::create(Arc::clone(&vfs), &log, founding.metadata(), options);
+            made.unwrap().append(&entries[..whole], None, true).unwrap();
+            for _ in 0..2 {
+                let opened = open_log(&vfs, &log, folder.path(), &config, &founding);
+                let (wal, recovered) = opened.unwrap();
+                assert_eq!(wal.last_index(), 2);
+                assert_eq!(
+                    (&recovered.entries, recovered.hard_state),
+                    (&entries, hard_state)
+                );
+            }
+        }
+    }
 }
