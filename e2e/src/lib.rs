@@ -1,7 +1,7 @@
 //! Tests of the whole tree, with real etcd beside it and real Kubernetes around it, and what they
 //! share: [`Server`] runs one member of either kind, [`Process`] a `cairn` that may not come to
-//! serve, [`k8s`] a Kubernetes, [`Helm`] renders charts. Nothing may depend on this crate. Start
-//! reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
+//! serve, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes, [`Helm`]
+//! renders charts. Nothing may depend on this crate. Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
 //! `waltool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
 
 // Support for tests: a failed step is a failed test.
@@ -12,6 +12,7 @@ pub mod etcdctl;
 mod helm;
 pub mod k8s;
 pub mod process;
+pub mod powerfs;
 mod server;
 
 pub use etcdctl::Etcdctl;

@@ -137,11 +137,18 @@ impl Server {
     /// Starts a single member in `folder` and waits until it serves. Members of both kinds get the
     /// same IDs, so that their answers can be compared whole.
     pub fn start(kind: Kind, folder: &Path, more: &[&str]) -> Self {
+        let mut server = Self::launch_single(kind, &folder.join("data"), folder.join("log"), more);
+        server.wait_ready();
+        server
+    }
+
+    /// Starts a single member with its data in `data`, its log outside of it, and does not wait.
+    pub fn launch_single(kind: Kind, data: &Path, log: PathBuf, more: &[&str]) -> Self {
         let (client, peer) = (free_port(), free_port());
         let url = format!("http://127.0.0.1:{client}");
         let mut arguments = vec![
             "--name=m".to_owned(),
-            format!("--data-dir={}", folder.join("data").display()),
+            format!("--data-dir={}", data.display()),
             format!("--listen-client-urls={url}"),
             "--advertise-client-urls=http://127.0.0.1:1".to_owned(),
             format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
@@ -149,9 +156,7 @@ impl Server {
             "--initial-cluster=m=http://127.0.0.1:2".to_owned(),
         ];
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        let mut server = Self::launch(kind, arguments, folder.join("log"), url);
-        server.wait_ready();
-        server
+        Self::launch(kind, arguments, log, url)
     }
 
     fn launch(kind: Kind, arguments: Vec<String>, log: PathBuf, url: String) -> Self {
@@ -193,7 +198,7 @@ impl Server {
         assert!(asked.success());
         let began = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.ended() {
                 return status;
             }
             assert!(began.elapsed() < STOP, "still there after SIGTERM");
@@ -203,15 +208,30 @@ impl Server {
 
     /// Starts it again on the same data and waits until it serves.
     pub fn restart(&mut self) {
-        self.child = spawn(self.kind, &self.arguments, &self.log);
+        self.relaunch();
         self.wait_ready();
+    }
+
+    /// Starts it again on the same data and does not wait.
+    pub fn relaunch(&mut self) {
+        self.child = spawn(self.kind, &self.arguments, &self.log);
+    }
+
+    /// Whether it has served clients since its last start.
+    pub fn is_ready(&self) -> bool {
+        self.log().contains(READY)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits until it serves clients.
     pub fn wait_ready(&mut self) {
         let began = Instant::now();
-        while !self.log().contains(READY) {
-            if let Some(status) = self.child.try_wait().unwrap() {
+        while !self.is_ready() {
+            if let Some(status) = self.ended() {
                 panic!("{:?} ended with {status}:\n{}", self.kind, self.log());
             }
             assert!(began.elapsed() < START, "not ready:\n{}", self.log());

@@ -112,7 +112,7 @@ impl From<EngineError> for OpenError {
     }
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |cause| OpenError::Io {
         action,
         path: path.to_owned(),
@@ -156,6 +156,9 @@ pub(crate) fn database(folder: &Path) -> Result<PathBuf, OpenError> {
         return Ok(database);
     }
     let pointer = folder.join(POINTER);
+    if let Some(parent) = folder.parent() {
+        sync_folder(parent)?;
+    }
     let database = folder.join(FIRST);
     fs::create_dir_all(&database).map_err(failed("create the folder", &database))?;
     let format = format!("{FORMAT_VERSION}\n");

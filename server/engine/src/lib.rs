@@ -20,9 +20,10 @@
 //!
 //! Must never know: what a row means, raft, sockets, flags.
 //!
-//! Start reading in `rocks.rs`; `layout.rs` is the folder.
+//! Start reading in `rocks.rs`; `layout.rs` is the folder, `manifest.rs` what a power cut tears.
 
 mod layout;
+mod manifest;
 mod rocks;
 
 pub use layout::{FORMAT_VERSION, OpenError, check, claim};

@@ -11,7 +11,10 @@ use rocksdb::{
 };
 use self_cell::self_cell;
 
-use crate::layout::{self, OpenError};
+use crate::{
+    layout::{self, OpenError},
+    manifest,
+};
 
 /// Block cache when the caller has no opinion.
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
@@ -57,6 +60,8 @@ impl RocksEngine {
     /// the disk refuses. Nothing is changed then.
     pub fn open(folder: &Path, options: &Options) -> Result<Self, OpenError> {
         let path = layout::database(folder)?;
+        let repaired = manifest::repair(&path);
+        repaired.map_err(layout::failed("repair the manifest in", &path))?;
         // Not every file system takes direct I/O; where it does, flushes and compactions stay out
         // of the page cache and out of the way of the log's fsyncs.
         let db = match open(&path, options, true) {

@@ -61,9 +61,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
         warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
             "cut a torn tail off the log; nothing in it was acknowledged");
     }
-    // A crash between making the log and its first entry leaves an empty one: the member begins
-    // again, as the same one.
-    if wal.last_index() == 0 && recovered.hard_state == HardState::default() {
+    if is_unfounded(config, &wal, &recovered) {
         let new = match founding {
             Some(new) => new,
             None => Founding::find(config).await?,
@@ -292,7 +290,15 @@ fn open_log(vfs: &Arc<OsVfs>, log: &Path) -> anyhow::Result<(Wal<OsVfs>, wal::Re
     .with_context(|| format!("could not open the log {}", log.display()))
 }
 
-/// Begins a log that is empty: with the founding entries, or with nothing when it joins.
+/// Whether the member has yet to begin, as the same one. A crash between making the log and its
+/// first append leaves an empty log. One within the founding leaves a log without a state, which
+/// every later append brings; it may hold some of the founding entries, since a power cut can tear
+/// them off the rest.
+fn is_unfounded(config: &Config, wal: &Wal<OsVfs>, recovered: &wal::Recovered) -> bool {
+    recovered.hard_state == HardState::default() && (!config.join || wal.last_index() == 0)
+}
+
+/// Begins such a log: with the founding entries, or with nothing when it joins.
 fn found(
     config: &Config,
     log: &Path,
@@ -350,12 +356,61 @@ fn refuse_etcds(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a directory that only its owner may look into, as etcd does.
+/// Makes a directory that only its owner may look into, as etcd does, durably.
 pub(crate) fn make_private(folder: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder
-        .create(folder)
+    OsVfs::new()
+        .create_dir(folder)
         .with_context(|| format!("could not make the data directory {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn config(folder: &Path) -> Config {
+        let args = [
+            format!("--data-dir={}", folder.display()),
+            "--name=a".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned(),
+            "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2".to_owned(),
+        ];
+        let parsed = config::parse(args.into_iter(), std::iter::empty(), |_| {
+            unreachable!("no file is named")
+        });
+        match parsed {
+            Ok(config::Command::Run(config)) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The founding entries and the state behind them are one write, of which a power cut keeps a
+    /// part.
+    #[test]
+    fn a_founding_that_a_power_cut_tore_is_done_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let founding = Founding::of(&config);
+        let (entries, hard_state) = founding_entries(&founding.members);
+        assert_eq!(entries.len(), 2);
+        for whole in 0..=entries.len() {
+            let vfs = Arc::new(OsVfs::new());
+            let log = folder.path().join(format!("wal{whole}"));
+            let options = wal::Options::default();
+            let made = Wal::create(Arc::clone(&vfs), &log, founding.metadata(), options);
+            made.unwrap().append(&entries[..whole], None, true).unwrap();
+            for _ in 0..2 {
+                let (mut wal, mut recovered) = open_log(&vfs, &log).unwrap();
+                if is_unfounded(&config, &wal, &recovered) {
+                    found(&config, &log, &founding, &mut wal, &mut recovered).unwrap();
+                }
+                assert_eq!(wal.last_index(), 2);
+                assert_eq!(
+                    (&recovered.entries, recovered.hard_state),
+                    (&entries, hard_state)
+                );
+            }
+        }
+    }
 }

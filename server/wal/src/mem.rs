@@ -1,7 +1,8 @@
 //! A file system in memory with power cuts, for tests and the simulator.
 //!
 //! What was not synced is lost or kept piece by piece, as a seed decides: data by sectors of 512
-//! bytes, lengths whole, names in the order in which they were changed.
+//! bytes, a length as it was at any time since its sync, names in the order in which they were
+//! changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,6 +23,27 @@ struct Content {
     data: Vec<u8>,
     durable: Vec<u8>,
     dirty: BTreeSet<u64>,
+    /// Lengths since the last sync, but not the newest.
+    lengths: Vec<usize>,
+}
+
+impl Content {
+    /// A length that it had, or one on the way to the next longer one.
+    fn length_after_cut(&self, dice: &mut Dice) -> usize {
+        let newest = self.data.len();
+        let at = dice.below(self.lengths.len() as u64 + 1) as usize;
+        let length = self.lengths.get(at).copied().unwrap_or(newest);
+        let next = self.lengths.get(at + 1).copied().unwrap_or(newest);
+        let sectors = next.saturating_sub(length) as u64 / SECTOR;
+        length + (dice.below(sectors + 1) * SECTOR) as usize
+    }
+
+    fn resize(&mut self, len: usize) {
+        if self.data.len() != len {
+            self.lengths.push(self.data.len());
+            self.data.resize(len, 0);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -195,8 +217,8 @@ impl Node {
     fn after_cut(&self, dice: &mut Dice, odds: u64) -> Arc<Node> {
         let content = self.0.lock();
         let mut data = content.durable.clone();
-        if data.len() != content.data.len() && dice.below(8) < odds {
-            data.resize(content.data.len(), 0);
+        if !content.lengths.is_empty() && dice.below(8) < odds {
+            data.resize(content.length_after_cut(dice), 0);
         }
         for sector in &content.dirty {
             if dice.below(8) >= odds {
@@ -213,7 +235,7 @@ impl Node {
         Arc::new(Node(Mutex::new(Content {
             durable: data.clone(),
             data,
-            dirty: BTreeSet::new(),
+            ..Content::default()
         })))
     }
 }
@@ -331,7 +353,7 @@ impl VfsFile for MemFile {
         let mut content = self.node.0.lock();
         let end = offset as usize + data.len();
         if content.data.len() < end {
-            content.data.resize(end, 0);
+            content.resize(end);
         }
         content.data[offset as usize..end].copy_from_slice(data);
         if !data.is_empty() {
@@ -349,7 +371,9 @@ impl VfsFile for MemFile {
             data,
             durable,
             dirty,
+            lengths,
         } = &mut *content;
+        lengths.clear();
         durable.resize(data.len(), 0);
         for sector in std::mem::take(dirty) {
             let from = (sector * SECTOR) as usize;
@@ -365,7 +389,7 @@ impl VfsFile for MemFile {
         self.budget.spend()?;
         let mut content = self.node.0.lock();
         let old = content.data.len() as u64;
-        content.data.resize(len as usize, 0);
+        content.resize(len as usize);
         // What a cut-off part held before must not come back when the file grows again.
         let (from, to) = (old.min(len), old.max(len));
         content.dirty.extend(from / SECTOR..to.div_ceil(SECTOR));

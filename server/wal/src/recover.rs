@@ -84,11 +84,14 @@ impl<V: Vfs> Wal<V> {
             false => None,
         };
         // From the last record on everything is zero before anything is appended: an old byte
-        // there would be taken for a record after the next crash.
-        let length = options.segment_bytes.max(scan.offset);
-        let cut = segment.file.set_len(scan.offset);
-        let cleared = cut.and_then(|()| zero_fill(&segment.file, scan.offset, length));
-        cleared.map_err(Error::io("clear the end of", &segment.path))?;
+        // there would be taken for a record after the next crash. The file is not cut off first: a
+        // power cut that keeps the shorter length and not the zeros would leave the beginning of
+        // the torn record in a file that ends inside of it, which is damage to whoever opens it.
+        let cleared = segment.file.len().and_then(|found| {
+            let length = options.segment_bytes.max(found);
+            zero_fill(&segment.file, scan.offset, length).map(|()| length)
+        });
+        let length = cleared.map_err(Error::io("clear the end of", &segment.path))?;
 
         let recovered = Recovered {
             metadata,

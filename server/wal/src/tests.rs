@@ -171,6 +171,36 @@ fn power_cuts_lose_nothing_that_was_synced() {
     );
 }
 
+/// A second cut while the log is opened, and while a torn tail is cut off it, at any call.
+#[test]
+fn power_cuts_while_it_is_opened_lose_nothing() {
+    let mut torn = 0;
+    for seed in 0..2000 {
+        let mut dice = Dice(seed);
+        let vfs = Arc::new(MemVfs::new());
+        let mut wal = create(&vfs, Path::new(DIR), SMALL);
+        let synced = 1 + dice.below(4);
+        for index in 1..=synced {
+            let size = dice.below(1500) as usize;
+            wal.append(&[entry(index, 1, size)], None, true).unwrap();
+        }
+        let size = dice.below(3000) as usize;
+        wal.append(&[entry(synced + 1, 1, size)], None, false)
+            .unwrap();
+        drop(wal);
+        let vfs = Arc::new(vfs.crash(dice.roll()));
+        vfs.fail_after(dice.below(12));
+        drop(open(&vfs, Path::new(DIR)));
+        let vfs = Arc::new(vfs.crash(dice.roll()));
+        let (_, recovered) = open(&vfs, Path::new(DIR)).unwrap_or_else(|error| {
+            panic!("seed {seed}: {error}");
+        });
+        assert!(recovered.entries.len() as u64 >= synced, "seed {seed}");
+        torn += usize::from(recovered.repair.is_some());
+    }
+    assert!(torn > 100, "only {torn} tails were torn twice");
+}
+
 /// Any bit flipped in any record is either found or lies in the zeros behind the last record.
 #[test]
 fn a_flipped_bit_never_passes() {

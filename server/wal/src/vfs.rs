@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -30,7 +30,7 @@ pub trait Vfs: Send + Sync + 'static {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Creates a directory and its parents; an existing one is fine.
+    /// Creates a directory and its parents, durably; an existing one is fine.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
@@ -132,15 +132,41 @@ impl Vfs for OsVfs {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(DIR_MODE)
-            .create(dir)
+        let parent = match dir.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Ok(()),
+        };
+        let there = dir.is_dir();
+        if !there {
+            self.create_dir(parent)?;
+            let created = fs::DirBuilder::new().mode(DIR_MODE).create(dir);
+            // Somebody else may have been faster.
+            created.or_else(|error| if dir.is_dir() { Ok(()) } else { Err(error) })?;
+        }
+        if self.no_sync || (there && is_mount(dir, parent)?) {
+            return Ok(());
+        }
+        // Also when it was there: whoever made it may have crashed before this step.
+        match File::open(parent) {
+            Ok(parent) => parent.sync_all(),
+            // Its owner does not show what else is in there. Most file systems make a new
+            // directory's name durable with the directory.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                File::open(dir)?.sync_all()
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
         fs::remove_dir(dir)
     }
+}
+
+/// Whether another file system begins at `dir`: its name in `parent` is none of ours then.
+fn is_mount(dir: &Path, parent: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(dir)?.dev() != fs::metadata(parent)?.dev())
 }
 
 /// A file of [`OsVfs`], locked as long as it is open.
