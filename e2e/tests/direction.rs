@@ -29,6 +29,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("config", Core, &[]),
     ("record", Core, &[]),
     ("engine", Edge, &["mvcc"]),
+    ("tls", Edge, &[]),
     ("peer", Edge, &["proto", "state"]),
     ("api", Edge, &["proto", "state"]),
     (
