@@ -30,7 +30,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("record", Core, &[]),
     ("engine", Edge, &["mvcc"]),
     ("tls", Edge, &[]),
-    ("peer", Edge, &["proto", "state"]),
+    ("peer", Edge, &["proto", "state", "tls"]),
     ("api", Edge, &["proto", "state"]),
     (
         "cairn",
@@ -45,6 +45,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "proto",
             "record",
             "state",
+            "tls",
             "wal",
             "watch",
         ],

@@ -36,7 +36,11 @@ pub(crate) struct Parts {
 }
 
 /// Opens or makes what is in the data directory.
-pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts> {
+pub(crate) async fn open(
+    config: &Config,
+    min_lease_ttl: i64,
+    client: &peer::Client,
+) -> anyhow::Result<Parts> {
     let vfs = Arc::new(match config.unsafe_no_fsync {
         true => OsVfs::without_sync(),
         false => OsVfs::new(),
@@ -48,7 +52,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
     let log = log_folder(config);
     refuse_etcds(&folder)?;
     let founding = match config.join && !has_log(&vfs, &log) {
-        true => Founding::join(config).await?,
+        true => Founding::join(config, client).await?,
         false => Founding::of(config),
     };
     let (wal, recovered) = open_log(&vfs, &log, &folder, config, &founding)?;
@@ -152,11 +156,11 @@ impl Founding {
 
     /// Learns who this member is from those who are there: it was added under an ID that only
     /// they know.
-    async fn join(config: &Config) -> anyhow::Result<Self> {
+    async fn join(config: &Config, client: &peer::Client) -> anyhow::Result<Self> {
         let others = config.initial_cluster.iter();
         let others = others.filter(|(name, _)| **name != config.name);
         let urls: Vec<String> = others.flat_map(|(_, urls)| urls.iter().cloned()).collect();
-        let (cluster_id, members) = peer::Client::default()
+        let (cluster_id, members) = client
             .members(&urls)
             .await
             .map_err(anyhow::Error::msg)
