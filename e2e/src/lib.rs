@@ -6,6 +6,8 @@
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+mod certificates;
 mod server;
 
-pub use server::{Kind, Member, Server, tool};
+pub use certificates::{Authority, Issue, KeyFiles, replace};
+pub use server::{Kind, Member, Server, free_port, program, tool};
