@@ -7,15 +7,17 @@
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+mod certificates;
 pub mod client;
 pub mod etcdctl;
 mod helm;
 pub mod k8s;
-pub mod process;
 pub mod powerfs;
+pub mod process;
 mod server;
 
+pub use certificates::{Authority, Issue, KeyFiles, replace};
 pub use etcdctl::Etcdctl;
 pub use helm::{Helm, Said, root};
 pub use process::Process;
-pub use server::{Kind, Member, Server, free_port, target_folder, tool};
+pub use server::{Kind, Member, Server, free_port, program, target_folder, tool};

@@ -87,7 +87,9 @@ pub fn free_port() -> u16 {
 pub struct Member {
     kind: Kind,
     name: String,
+    scheme: &'static str,
     peer_url: String,
+    flags: Vec<String>,
 }
 
 impl Member {
@@ -96,8 +98,18 @@ impl Member {
         Self {
             kind,
             name: name.to_owned(),
+            scheme: "http",
             peer_url: format!("http://127.0.0.1:{}", free_port()),
+            flags: Vec::new(),
         }
+    }
+
+    /// The same with TLS on all ports, as `flags` say it.
+    pub fn with_tls(mut self, flags: Vec<String>) -> Self {
+        self.scheme = "https";
+        self.peer_url = self.peer_url.replacen("http", "https", 1);
+        self.flags = flags;
+        self
     }
 
     /// Where other members reach it.
@@ -113,8 +125,8 @@ impl Member {
     /// Starts it and does not wait: the first members of a cluster wait for each other.
     pub fn launch(&self, folder: &Path, cluster: &[&Member], state: &str) -> Server {
         let pairs: Vec<String> = cluster.iter().map(|member| member.pair()).collect();
-        let url = format!("http://127.0.0.1:{}", free_port());
-        let arguments = vec![
+        let url = format!("{}://127.0.0.1:{}", self.scheme, free_port());
+        let mut arguments = vec![
             format!("--name={}", self.name),
             format!("--data-dir={}", folder.join(&self.name).display()),
             format!("--listen-client-urls={url}"),
@@ -124,6 +136,7 @@ impl Member {
             format!("--initial-cluster={}", pairs.join(",")),
             format!("--initial-cluster-state={state}"),
         ];
+        arguments.extend(self.flags.iter().cloned());
         Server::launch(
             self.kind,
             arguments,
@@ -246,11 +259,16 @@ impl Drop for Server {
     }
 }
 
-fn spawn(kind: Kind, arguments: &[String], log: &Path) -> Child {
-    let binary = match kind {
+/// The program of a kind.
+pub fn program(kind: Kind) -> PathBuf {
+    match kind {
         Kind::Cairn => target_folder().join("cairn"),
         Kind::Etcd => tool("etcd"),
-    };
+    }
+}
+
+fn spawn(kind: Kind, arguments: &[String], log: &Path) -> Child {
+    let binary = program(kind);
     let log = File::create(log).unwrap();
     Command::new(&binary)
         .args(arguments)

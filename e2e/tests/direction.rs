@@ -29,7 +29,8 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("config", Core, &[]),
     ("record", Core, &[]),
     ("engine", Edge, &["mvcc"]),
-    ("peer", Edge, &["proto", "state"]),
+    ("tls", Edge, &[]),
+    ("peer", Edge, &["proto", "state", "tls"]),
     ("api", Edge, &["proto", "state"]),
     (
         "cairn",
@@ -44,6 +45,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "proto",
             "record",
             "state",
+            "tls",
             "wal",
             "watch",
         ],

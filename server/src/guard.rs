@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::{
     front::Front,
     node::{self, Node},
+    security::Secured,
 };
 
 /// How often a waiting member looks at its record again.
@@ -41,10 +42,11 @@ pub(crate) async fn start(
     config: &mut Config,
     guard: &Guard,
     front: &Front,
+    secured: &Secured,
 ) -> anyhow::Result<Node> {
     loop {
         let guarded = wait(config, guard, front).await?;
-        match Node::start(config, true).await {
+        match Node::start(config, true, secured).await {
             Ok(node) => {
                 guarded.started(node.cluster_id())?;
                 return Ok(node);

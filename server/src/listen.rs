@@ -1,4 +1,4 @@
-//! The accept loop: HTTP/1.1 and HTTP/2 on one port, over TCP or a unix socket.
+//! The accept loop: HTTP/1.1 and HTTP/2 on one port, over TCP or a unix socket, plain or with TLS.
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},
@@ -11,14 +11,19 @@ use axum::Router;
 use config::Url;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
+use tls::{Acceptor, Rejected, TlsStream};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::{Semaphore, watch},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
 };
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 
 /// Connections of one listener that are served at once; more wait to be accepted.
@@ -29,7 +34,10 @@ const PENDING_RESETS: usize = 1024;
 const STREAM_WINDOW: u32 = 2 << 20;
 /// Bytes that it may send ahead on all streams of a connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// How long the headers of an HTTP/1 request may take.
+/// The first byte of a TLS connection: the record type of a handshake. No HTTP begins so.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// How long the headers of an HTTP/1 request may take, and the first byte where a port takes both
+/// plain connections and TLS.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long open requests may go on after the server was told to stop.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -57,11 +65,22 @@ pub(crate) enum Bound {
     Unix(UnixListener),
 }
 
+/// What a listener speaks below HTTP.
+#[derive(Clone, Debug)]
+pub(crate) enum Cover {
+    /// Nothing.
+    Plain,
+    /// TLS.
+    Tls(Acceptor),
+    /// Both: the first byte of a connection tells.
+    Both(Acceptor),
+}
+
 /// Binds what a URL names.
 pub(crate) fn bind(url: &Url, options: Options) -> anyhow::Result<Bound> {
-    if url.scheme() == "unix" {
+    if let "unix" | "unixs" = url.scheme() {
         // etcd's form is unix://name:port, a path relative to the working directory.
-        let authority = url.as_str().trim_start_matches("unix://");
+        let (_, authority) = url.as_str().split_once("://").unwrap_or_default();
         let path = authority.trim_end_matches('/');
         // A socket left behind by a process that is gone.
         let _ = std::fs::remove_file(path);
@@ -103,15 +122,22 @@ fn bind_tcp(address: SocketAddr, options: Options) -> std::io::Result<TcpListene
 }
 
 /// Serves a router on a bound socket until `stop` turns true; then open requests get a short while.
+/// `name` says whose socket it is.
 pub(crate) async fn serve(
     bound: Bound,
+    name: &'static str,
+    cover: Cover,
     router: Router,
     options: Options,
     stop: watch::Receiver<bool>,
 ) {
     let connections = Connections {
-        server: server(options),
-        router,
+        name,
+        cover,
+        http: Http {
+            server: server(options),
+            router,
+        },
         graceful: GracefulShutdown::new(),
         room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
     };
@@ -138,8 +164,9 @@ fn server(options: Options) -> auto::Builder<TokioExecutor> {
 
 /// The connections of one listener.
 struct Connections {
-    server: auto::Builder<TokioExecutor>,
-    router: Router,
+    name: &'static str,
+    cover: Cover,
+    http: Http,
     graceful: GracefulShutdown,
     room: Arc<Semaphore>,
 }
@@ -153,7 +180,7 @@ impl Connections {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 accepted = accept(&listener) => match accepted {
-                    Ok(stream) => self.serve(stream, permit),
+                    Ok((stream, remote)) => self.serve(stream, remote, permit),
                     Err(error) => {
                         warn!(%error, "could not accept a connection");
                         tokio::time::sleep(ACCEPT_REST).await;
@@ -163,22 +190,66 @@ impl Connections {
         }
         drop(listener);
         // Streams that never end, as watches, are cut off after this while.
-        let _ = tokio::time::timeout(DRAIN, self.graceful.shutdown()).await;
+        let _ = timeout(DRAIN, self.graceful.shutdown()).await;
     }
 
-    fn serve(&self, stream: Stream, permit: tokio::sync::OwnedSemaphorePermit) {
+    fn serve(&self, stream: Plain, remote: Option<SocketAddr>, permit: OwnedSemaphorePermit) {
+        let watcher = self.graceful.watcher();
+        let (acceptor, both) = match &self.cover {
+            Cover::Plain => {
+                tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit));
+                return;
+            }
+            Cover::Tls(acceptor) => (acceptor.clone(), false),
+            Cover::Both(acceptor) => (acceptor.clone(), true),
+        };
+        let (http, name) = (self.http.clone(), self.name);
+        // The handshake is made here, so that nobody else waits for it.
+        tokio::spawn(async move {
+            if both && !begins_with_tls(&stream).await {
+                http.serve(Either::Left(stream), watcher, permit).await;
+                return;
+            }
+            match acceptor
+                .accept(stream, remote.map(|remote| remote.ip()))
+                .await
+            {
+                Ok(stream) => {
+                    let stream = Either::Right(Box::new(stream));
+                    http.serve(stream, watcher, permit).await;
+                }
+                Err(rejected) => tell_rejected(name, remote, &rejected),
+            }
+        });
+    }
+}
+
+/// How connections are served.
+#[derive(Clone)]
+struct Http {
+    server: auto::Builder<TokioExecutor>,
+    router: Router,
+}
+
+impl Http {
+    fn serve(
+        &self,
+        stream: Stream,
+        watcher: Watcher,
+        permit: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let service = TowerToHyperService::new(self.router.clone());
         let connection = self
             .server
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();
-        let connection = self.graceful.watch(connection);
-        tokio::spawn(async move {
+        let connection = watcher.watch(connection);
+        async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended");
             }
             drop(permit);
-        });
+        }
     }
 }
 
@@ -187,18 +258,39 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Any stream of bytes.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-type Stream = Box<dyn Duplex>;
+/// Whether TLS begins, on a port that takes both. Unix sockets are never both.
+async fn begins_with_tls(stream: &Plain) -> bool {
+    let Either::Left(stream) = stream else {
+        return true;
+    };
+    let mut first = [0];
+    let peeked = timeout(HEADER_TIMEOUT, stream.peek(&mut first)).await;
+    matches!(peeked, Ok(Ok(1..))) && first[0] == TLS_HANDSHAKE
+}
 
-async fn accept(listener: &Bound) -> std::io::Result<Stream> {
+/// Says in etcd's words that a handshake failed.
+fn tell_rejected(name: &str, remote: Option<SocketAddr>, rejected: &Rejected) {
+    let remote = remote.map(|remote| remote.to_string()).unwrap_or_default();
+    // Probes that only connect are no news.
+    if *rejected == Rejected::Left {
+        debug!("remote-addr" = remote, error = %rejected, "rejected connection on {name} endpoint");
+    } else {
+        warn!("remote-addr" = remote, error = %rejected, "rejected connection on {name} endpoint");
+    }
+}
+
+/// What was accepted.
+type Plain = Either<TcpStream, UnixStream>;
+/// What HTTP is spoken on. Boxed where it is large, so that plain connections stay small.
+type Stream = Either<Plain, Box<TlsStream<Plain>>>;
+
+async fn accept(listener: &Bound) -> std::io::Result<(Plain, Option<SocketAddr>)> {
     match listener {
         Bound::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, remote) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
+            Ok((Either::Left(stream), Some(remote)))
         }
-        Bound::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        Bound::Unix(listener) => Ok((Either::Right(listener.accept().await?.0), None)),
     }
 }

@@ -1,7 +1,7 @@
 //! `cairn`: a server that etcd's clients and tools cannot tell from etcd.
 //!
 //! Owns: the process: flags, logging, signals, the exit code, and the wiring of all other crates:
-//! `node` runs the member, `listen` its sockets.
+//! `node` runs the member, `listen` its sockets, `security` their TLS.
 //!
 //! Start reading in [`run`], then `node/mod.rs`.
 
@@ -10,14 +10,16 @@ mod guard;
 mod listen;
 mod logging;
 mod node;
+mod security;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use config::{Command, Config, Guard, Url};
+use config::{Command, Config, Guard, Url, is_secure};
 use front::Front;
 use node::{Ended, Node};
 use record::Refusal;
+use security::Secured;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -149,22 +151,26 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
             .map(|url| Ok((url.clone(), listen::bind(url, options)?)));
         bound.collect()
     };
-    let clients = bind(&config.listen_client)?;
+    let clients = client_listeners(&config.listen_client, options)?;
     let metrics = bind(&config.listen_metrics)?;
     let peers = bind(&config.listen_peer)?;
+    let secured = Secured::load(config)?;
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
     // Probes are answered from the start: a member that waits or replays its log is alive.
     let front = Front::new();
     for (url, bound) in metrics {
         info!(address = %url, "serving metrics");
-        let serving = listen::serve(bound, front.router(), options, stopped.clone());
-        servers.spawn(serving);
+        let cover = secured.metrics_cover(&url);
+        let (router, stop) = (front.router(), stopped.clone());
+        servers.spawn(listen::serve(
+            bound, "metrics", cover, router, options, stop,
+        ));
     }
     let start = async {
         match config.guard.clone() {
-            Some(guard) => guard::start(config, &guard, &front).await,
-            None => Node::start(config, false).await,
+            Some(guard) => guard::start(config, &guard, &front, &secured).await,
+            None => Node::start(config, false, &secured).await,
         }
     };
     let node = tokio::select! {
@@ -175,24 +181,35 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
     front.open(api::metrics_router(node.backend()));
     for (url, bound) in peers {
         info!(address = %url, "serving peer traffic");
-        servers.spawn(listen::serve(
-            bound,
-            node.peer_router(),
-            options,
-            stopped.clone(),
-        ));
+        let cover = secured.peer_cover(&url);
+        let (router, stop) = (node.peer_router(), stopped.clone());
+        servers.spawn(listen::serve(bound, "peer", cover, router, options, stop));
     }
     let serving = async {
         node.ready().await;
-        for (url, bound) in clients {
-            let router = api::router(node.backend());
-            servers.spawn(listen::serve(bound, router, options, stopped.clone()));
+        for clients in clients {
+            let (plain, secure) = (clients.plain, clients.secure);
+            let cover = secured.client_cover(plain.is_some(), secure.is_some());
+            let (router, stop) = (api::router(node.backend()), stopped.clone());
+            servers.spawn(listen::serve(
+                clients.bound,
+                "client",
+                cover,
+                router,
+                options,
+                stop,
+            ));
             info!("ready to serve client requests");
-            info!(
-                traffic = "grpc+http",
-                address = %url,
-                "serving client traffic insecurely; this is strongly discouraged!"
-            );
+            if let Some(url) = plain {
+                info!(
+                    traffic = "grpc+http",
+                    address = %url,
+                    "serving client traffic insecurely; this is strongly discouraged!"
+                );
+            }
+            if let Some(url) = secure {
+                info!(traffic = "grpc+http", address = %url, "serving client traffic securely");
+            }
         }
         node.ended().await
     };
@@ -215,4 +232,51 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
     while servers.join_next().await.is_some() {}
     node.stop().await;
     Ok(ended)
+}
+
+/// A socket for clients, with the URL by which it is plain and the one by which it is secured.
+struct ClientListener {
+    bound: listen::Bound,
+    plain: Option<Url>,
+    secure: Option<Url>,
+}
+
+/// Binds the sockets for clients. As in etcd, an address may be named twice, plain and secured;
+/// then it takes both.
+fn client_listeners(urls: &[Url], options: listen::Options) -> anyhow::Result<Vec<ClientListener>> {
+    let mut listeners: Vec<ClientListener> = Vec::new();
+    let address = |url: &Url| {
+        let tcp = matches!(url.scheme(), "http" | "https");
+        tcp.then(|| {
+            (
+                url.host_str().map(str::to_owned),
+                url.port_or_known_default(),
+            )
+        })
+    };
+    for url in urls {
+        let same = listeners.iter_mut().find(|listener| {
+            let known = listener.plain.iter().chain(&listener.secure).next();
+            address(url).is_some() && known.and_then(address) == address(url)
+        });
+        let listener = match same {
+            Some(listener) => listener,
+            None => {
+                listeners.push(ClientListener {
+                    bound: listen::bind(url, options)?,
+                    plain: None,
+                    secure: None,
+                });
+                let Some(listener) = listeners.last_mut() else {
+                    continue;
+                };
+                listener
+            }
+        };
+        match is_secure(url) {
+            true => listener.secure = Some(url.clone()),
+            false => listener.plain = Some(url.clone()),
+        }
+    }
+    Ok(listeners)
 }

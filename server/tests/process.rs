@@ -53,11 +53,11 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
         1,
         "should be at least as 5 times",
     );
-    check(&["--client-cert-auth"], 1, "not there yet");
+    check(&["--force-new-cluster"], 1, "not there yet");
     check(
         &["--listen-peer-urls=https://127.0.0.1:1"],
         1,
-        "TLS is not there yet",
+        "KeyFile and CertFile are not presented",
     );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", taken.local_addr().unwrap());

@@ -130,31 +130,31 @@ flags! {
         "v2-deprecation" OneOf(&["write-only", "write-only-drop-data", "gone"]), "write-only", Never;
     }
     "Security" {
-        "cert-file" Text, "", Refused;
-        "key-file" Text, "", Refused;
-        "client-cert-auth" Bool, "false", Refused;
-        "client-cert-file" Text, "", Refused;
-        "client-key-file" Text, "", Refused;
-        "client-crl-file" Text, "", Refused;
-        "client-cert-allowed-hostname" Text, "", Refused;
-        "trusted-ca-file" Text, "", Refused;
-        "auto-tls" Bool, "false", Refused;
-        "peer-cert-file" Text, "", Refused;
-        "peer-key-file" Text, "", Refused;
-        "peer-client-cert-auth" Bool, "false", Refused;
-        "peer-client-cert-file" Text, "", Refused;
-        "peer-client-key-file" Text, "", Refused;
-        "peer-trusted-ca-file" Text, "", Refused;
-        "peer-cert-allowed-cn" Text, "", Refused;
-        "peer-cert-allowed-hostname" Text, "", Refused;
-        "peer-auto-tls" Bool, "false", Refused;
-        "self-signed-cert-validity" Uint, "1", NotYet;
-        "peer-crl-file" Text, "", Refused;
-        "cipher-suites" Text, "", NotYet;
+        "cert-file" Text, "", Full;
+        "key-file" Text, "", Full;
+        "client-cert-auth" Bool, "false", Full;
+        "client-cert-file" Text, "", Full;
+        "client-key-file" Text, "", Full;
+        "client-crl-file" Text, "", Full;
+        "client-cert-allowed-hostname" Text, "", Full;
+        "trusted-ca-file" Text, "", Full;
+        "auto-tls" Bool, "false", Full;
+        "peer-cert-file" Text, "", Full;
+        "peer-key-file" Text, "", Full;
+        "peer-client-cert-auth" Bool, "false", Full;
+        "peer-client-cert-file" Text, "", Full;
+        "peer-client-key-file" Text, "", Full;
+        "peer-trusted-ca-file" Text, "", Full;
+        "peer-cert-allowed-cn" Text, "", Full;
+        "peer-cert-allowed-hostname" Text, "", Full;
+        "peer-auto-tls" Bool, "false", Full;
+        "self-signed-cert-validity" Uint, "1", Full;
+        "peer-crl-file" Text, "", Full;
+        "cipher-suites" Text, "", Full;
         "cors" Text, "*", NotYet;
         "host-whitelist" Text, "*", NotYet;
-        "tls-min-version" OneOf(&["TLS1.2", "TLS1.3"]), "TLS1.2", NotYet;
-        "tls-max-version" OneOf(&["", "TLS1.2", "TLS1.3"]), "", NotYet;
+        "tls-min-version" OneOf(&["TLS1.2", "TLS1.3"]), "TLS1.2", Full;
+        "tls-max-version" OneOf(&["", "TLS1.2", "TLS1.3"]), "", Full;
     }
     "Auth" {
         "auth-token" Text, "simple", NotYet;
@@ -186,7 +186,7 @@ flags! {
         "corrupt-check-time" Duration, "0s", NotYet;
         "compact-hash-check-time" Duration, "1m0s", NotYet;
         "compaction-batch-limit" Int, "1000", Never;
-        "peer-skip-client-san-verification" Bool, "false", NotYet;
+        "peer-skip-client-san-verification" Bool, "false", Full;
         "watch-progress-notify-interval" Duration, "10m0s", Full;
         "warning-apply-duration" Duration, "100ms", NotYet;
         "bootstrap-defrag-threshold-megabytes" Uint, "0", Never;

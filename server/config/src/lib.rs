@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod flags;
+mod security;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::{
 };
 
 pub use flags::{Effect, FLAGS, Flag, Kind, OWN};
+pub use security::{KeyPair, Security, TlsLimits, is_secure};
 pub use url::Url;
 
 /// The longest election timeout, in milliseconds.
@@ -73,6 +75,12 @@ pub struct Config {
     pub listen_client: Vec<Url>,
     /// Where probes and scrapers connect besides.
     pub listen_metrics: Vec<Url>,
+    /// How clients' connections are secured.
+    pub client_tls: Security,
+    /// How other members' connections are secured.
+    pub peer_tls: Security,
+    /// What is the same for both.
+    pub tls: TlsLimits,
     /// What other members are told to connect to.
     pub advertise_peer: Vec<String>,
     /// What clients are told to connect to.
@@ -254,6 +262,19 @@ impl Values<'_> {
         values::urls(&self.text(name)).map_err(Error::Invalid)
     }
 
+    /// Words that are separated by commas.
+    fn list(&self, name: &str) -> Vec<String> {
+        let text = self.text(name);
+        let words = text.split(',').map(str::trim);
+        let words = words.filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        let path = self.text(name);
+        (!path.is_empty()).then(|| PathBuf::from(path))
+    }
+
     /// URLs as they were written: IDs are made of the text.
     fn url_texts(&self, name: &str) -> Vec<String> {
         let text = self.text(name);
@@ -296,7 +317,7 @@ impl Config {
         }
         let name = v.text("name");
         let advertise_peer = v.url_texts("initial-advertise-peer-urls");
-        let config = Self {
+        let mut config = Self {
             initial_cluster: match v.set("initial-cluster") {
                 true => initial_cluster(&v.text("initial-cluster"))?,
                 false => {
@@ -319,6 +340,9 @@ impl Config {
             listen_peer: v.urls("listen-peer-urls")?,
             listen_client: v.urls("listen-client-urls")?,
             listen_metrics: v.urls("listen-metrics-urls")?,
+            client_tls: Security::client(&v, &mut warnings)?,
+            peer_tls: Security::peer(&v, &mut warnings)?,
+            tls: TlsLimits::of(&v)?,
             advertise_peer,
             advertise_client: v.url_texts("advertise-client-urls"),
             join: v.text("initial-cluster-state") == "existing",
@@ -345,6 +369,7 @@ impl Config {
             warnings,
         };
         config.check_listeners()?;
+        security::check(&mut config)?;
         Ok(config)
     }
 
@@ -388,14 +413,8 @@ impl Config {
     fn check_listeners(&self) -> Result<(), Error> {
         let listeners = self.listen_peer.iter().chain(&self.listen_client);
         for url in listeners.chain(&self.listen_metrics) {
-            if matches!(url.scheme(), "https" | "unixs") {
-                return Err(Error::Invalid(format!(
-                    "cannot listen on {url}: TLS is not there yet; use http and a network that \
-                     you trust"
-                )));
-            }
             let domain = url.domain().filter(|domain| *domain != "localhost");
-            if let ("http", Some(domain)) = (url.scheme(), domain) {
+            if let ("http" | "https", Some(domain)) = (url.scheme(), domain) {
                 return Err(Error::Invalid(format!(
                     "expected IP in URL for binding ({url}): {domain} is a name; listen on an \
                      address or on 0.0.0.0"

@@ -176,6 +176,11 @@ pub(crate) fn file(
             }
         };
         for (key, value) in value.as_object().into_iter().flatten() {
+            if (prefix, key.as_str()) == ("", "allowed-cn") && !is_empty(value) {
+                // Left out it would let in more than was meant.
+                let problem = format!("{CLIENT_TLS}.allowed-cn is not there yet: leave it out");
+                return Err(bad(problem));
+            }
             let key = match (prefix, key.as_str()) {
                 ("peer-", "allowed-cn") => "peer-cert-allowed-cn".to_owned(),
                 ("peer-", "allowed-hostname") => "peer-cert-allowed-hostname".to_owned(),
@@ -188,6 +193,11 @@ pub(crate) fn file(
         }
     }
     Ok(found)
+}
+
+/// Whether a list in the file says nothing.
+fn is_empty(value: &serde_json::Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// A value of the file in the notation of the command line. Durations may be nanoseconds there.

@@ -90,11 +90,15 @@ fn what_is_wrong_is_said() {
     );
     check(
         &["--listen-peer-urls=https://127.0.0.1:1"],
-        "TLS is not there yet",
+        "cannot listen on TLS for 127.0.0.1:1: KeyFile and CertFile are not presented",
     );
     check(
-        &["--client-cert-auth"],
-        "--client-cert-auth is not there yet",
+        &["--listen-peer-urls=https://example.com:1"],
+        "expected IP in URL for binding",
+    );
+    check(
+        &["--force-new-cluster"],
+        "--force-new-cluster is not there yet",
     );
     check(&["--log-level=loud"], "expected one of: debug, info");
 }
@@ -146,14 +150,151 @@ fn a_file_stands_alone() {
         other => panic!("{other:?}"),
     }
     assert!(run(&["--config-file=x"], &[], "name: [").is_err());
-    assert!(
-        run(
-            &["--config-file=x"],
-            &[],
-            "peer-transport-security: {cert-file: c}"
-        )
-        .is_err()
+}
+
+const PAIR: [&str; 2] = ["--cert-file=c.pem", "--key-file=k.pem"];
+const HTTPS: [&str; 2] = [
+    "--listen-client-urls=https://127.0.0.1:1",
+    "--advertise-client-urls=https://127.0.0.1:1",
+];
+
+#[test]
+fn what_would_leave_connections_unsafe_is_said_in_etcds_words() {
+    let check = |args: &[&[&str]], expected: &str| {
+        let error = run(&args.concat(), &[], "").unwrap_err().to_string();
+        assert!(error.contains(expected), "{args:?}: {error}");
+    };
+    check(
+        &[&HTTPS],
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+         https://127.0.0.1:1 with HTTPS scheme",
     );
+    check(
+        &[&["--listen-metrics-urls=https://127.0.0.1:1"]],
+        "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
+    );
+    check(
+        &[&HTTPS, &PAIR[..1]],
+        "KeyFile and CertFile must both be present[key: , cert: c.pem]: give --cert-file and \
+         --key-file together",
+    );
+    check(
+        &[&["--peer-key-file=k"]],
+        "KeyFile and CertFile must both be present[key: k, cert: ]: give --peer-cert-file and \
+         --peer-key-file together",
+    );
+    check(
+        &[&PAIR, &["--client-key-file=k"]],
+        "ClientKeyFile and ClientCertFile must both be present or both absent[key: k, cert: ]",
+    );
+    check(
+        &[&[
+            "--peer-cert-allowed-cn=a",
+            "--peer-cert-allowed-hostname=b,c",
+        ]],
+        "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\"], \
+         hostnames=[\"b\", \"c\"])",
+    );
+    for more in [
+        "--client-cert-auth",
+        "--trusted-ca-file=ca",
+        "--client-crl-file=crl",
+        "--client-cert-allowed-hostname=h",
+    ] {
+        check(
+            &[&["--auto-tls", more]],
+            "--auto-tls lets everybody connect",
+        );
+    }
+    check(
+        &[&["--peer-auto-tls", "--peer-cert-allowed-cn=a"]],
+        "--peer-auto-tls lets everybody connect",
+    );
+    check(
+        &[&["--auto-tls", "--self-signed-cert-validity=0"]],
+        "selfSignedCertValidity is invalid,it should be greater than 0",
+    );
+    check(
+        &[&["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"]],
+        "min version (TLS1.3) is greater than max version (TLS1.2)",
+    );
+    check(
+        &[&["--tls-min-version=TLS1.3", "--cipher-suites=X"]],
+        "cipher suites cannot be configured when only TLS1.3 is enabled",
+    );
+    let file = "client-transport-security: {allowed-cn: [a]}";
+    assert!(run(&["--config-file=x"], &[], file).is_err());
+}
+
+#[test]
+fn both_sides_are_secured_by_their_own_flags() {
+    let config = config(&[
+        HTTPS[0],
+        HTTPS[1],
+        PAIR[0],
+        PAIR[1],
+        "--client-cert-auth",
+        "--trusted-ca-file=ca.pem",
+        "--client-crl-file=crl",
+        "--client-cert-allowed-hostname=a, b",
+        "--listen-peer-urls=https://127.0.0.1:2",
+        "--initial-advertise-peer-urls=https://127.0.0.1:2",
+        "--peer-cert-file=pc",
+        "--peer-key-file=pk",
+        "--peer-client-cert-file=pcc",
+        "--peer-client-key-file=pck",
+        "--peer-cert-allowed-cn=n",
+        "--peer-skip-client-san-verification",
+        "--tls-max-version=TLS1.2",
+        "--cipher-suites=X,Y",
+    ]);
+    assert_eq!(config.warnings, [] as [&str; 0]);
+    let client = &config.client_tls;
+    assert_eq!(
+        client.certificate.as_ref().unwrap().key.to_str(),
+        Some("k.pem")
+    );
+    assert_eq!(client.allowed_hostnames, ["a", "b"]);
+    assert!(client.client_cert_auth && client.crl.is_some());
+    let peer = &config.peer_tls;
+    let shown = peer.client_certificate.as_ref().unwrap();
+    assert_eq!(shown.certificate.to_str(), Some("pcc"));
+    assert_eq!(peer.allowed_cns, ["n"]);
+    assert!(peer.skip_san_check && !peer.client_cert_auth && peer.trusted_ca.is_none());
+    assert!(config.tls.max_is_12 && !config.tls.min_is_13);
+    assert_eq!(config.tls.cipher_suites, ["X", "Y"]);
+}
+
+#[test]
+fn what_is_ignored_beside_plain_listeners_is_said() {
+    let ignored = config(&[
+        PAIR[0],
+        PAIR[1],
+        "--client-cert-auth",
+        "--trusted-ca-file=ca",
+        "--auto-tls",
+        "--peer-client-cert-auth",
+    ]);
+    let expected = [
+        "ignoring client auto TLS since certs given",
+        "scheme is http or unix while key and cert files are present; ignoring key and cert \
+         files (http://localhost:2379)",
+        "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth \
+         for this URL (http://localhost:2379)",
+        "scheme is HTTP while --peer-client-cert-auth is enabled; ignoring client cert auth for \
+         this URL (http://localhost:2380)",
+        "client certificates are asked for without --peer-trusted-ca-file: everybody with a \
+         certificate of one of the system's CAs is let in",
+    ];
+    assert_eq!(ignored.warnings, expected);
+    let file = "peer-transport-security: {cert-file: c, key-file: k, client-cert-file: cc, \
+                client-key-file: ck, allowed-cn: [a, b], skip-client-san-verification: true}";
+    let Ok(Command::Run(config)) = run(&["--config-file=x"], &[], file) else {
+        panic!("no configuration")
+    };
+    assert_eq!(config.peer_tls.allowed_cns, ["a", "b"]);
+    assert!(config.peer_tls.skip_san_check);
+    assert!(config.peer_tls.client_certificate.is_some());
 }
 
 #[test]

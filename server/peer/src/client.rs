@@ -1,15 +1,12 @@
 //! Calls to other members: short ones with an answer, and the bodies of streams.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper_util::{
-    client::legacy::{Client as Legacy, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use hyper_util::{client::legacy::Client as Legacy, rt::TokioExecutor};
 use prost::Message;
 use proto::{
     etcdserverpb::{
@@ -19,9 +16,10 @@ use proto::{
     leasepb::{LeaseInternalRequest, LeaseInternalResponse},
 };
 use state::{Error, Member, Version};
+use tls::Tls;
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(3);
+use crate::connect::Connector;
+
 /// How long a short call may take.
 const CALL: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -33,24 +31,20 @@ pub(crate) const CLUSTER_ID: &str = "x-etcd-cluster-id";
 /// Makes calls to other members.
 #[derive(Clone)]
 pub struct Client {
-    http: Legacy<HttpConnector, Full<Bytes>>,
+    http: Legacy<Connector, Full<Bytes>>,
 }
 
-impl Default for Client {
-    fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
+impl Client {
+    /// A client whose calls to `https` URLs are secured by `tls`.
+    pub fn new(tls: Arc<Tls>) -> Self {
         // etcd closes idle peer connections after five seconds; a shorter time here never meets
         // a closing one.
         let http = Legacy::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(3))
-            .build(connector);
+            .build(Connector::new(tls));
         Self { http }
     }
-}
 
-impl Client {
     pub(crate) async fn send(
         &self,
         request: Request<Full<Bytes>>,

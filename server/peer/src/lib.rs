@@ -6,14 +6,15 @@
 //! never wait behind large messages.
 //!
 //! Must never know: what a message means to raft, the engine, the log, or sockets that accept:
-//! [`router`] is served by the server.
+//! [`router`] is served by the server. Nor certificates: `tls` has them.
 //!
-//! Not here yet: snapshots, TLS, `/members/hashkv`. Start reading in `transport.rs`.
+//! Not here yet: snapshots, `/members/hashkv`. Start reading in `transport.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod client;
 mod codec;
+mod connect;
 mod outbound;
 mod server;
 #[cfg(test)]

@@ -15,9 +15,10 @@ use proto::{
     raftpb::{Entry, Message, MessageType},
 };
 use state::{Error, Member, Version};
+use tls::Tls;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 
-use crate::{Answer, Config, Handler, Transport, router};
+use crate::{Answer, Client, Config, Handler, Transport, router};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -137,7 +138,9 @@ async fn start(member_id: u64, cluster_id: u64) -> Running {
         version: Version::new(3, 7, 3),
         min_version: Version::new(3, 0, 0),
     };
-    let transport = Transport::new(config, Arc::clone(&node) as Arc<dyn Handler>);
+    let client = Client::new(Tls::load("peer", tls::Options::default()).unwrap());
+    let handler = Arc::clone(&node) as Arc<dyn Handler>;
+    let transport = Transport::new(config, client, handler);
     let app = router(Arc::clone(&transport));
     let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     Running {

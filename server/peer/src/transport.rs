@@ -120,12 +120,13 @@ impl Peer {
 }
 
 impl Transport {
-    /// A transport without members. Its tasks run on the runtime that this is called on.
-    pub fn new(config: Config, handler: Arc<dyn Handler>) -> Arc<Self> {
+    /// A transport without members, which calls them by `client`. Its tasks run on the runtime that
+    /// this is called on.
+    pub fn new(config: Config, client: Client, handler: Arc<dyn Handler>) -> Arc<Self> {
         Arc::new(Self {
             config,
             handler,
-            client: Client::default(),
+            client,
             runtime: Handle::current(),
             peers: Mutex::default(),
         })

@@ -37,7 +37,11 @@ pub(crate) struct Parts {
 }
 
 /// Opens or makes what is in the data directory.
-pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<Parts> {
+pub(crate) async fn open(
+    config: &Config,
+    min_lease_ttl: i64,
+    client: &peer::Client,
+) -> anyhow::Result<Parts> {
     let vfs = Arc::new(match config.unsafe_no_fsync {
         true => OsVfs::without_sync(),
         false => OsVfs::new(),
@@ -49,7 +53,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
     engine::check(&folder.join(ENGINE)).context("could not open the engine")?;
     let mut founding = None;
     if !has_log(&vfs, &log)? {
-        let new = Founding::find(config).await?;
+        let new = Founding::find(config, client).await?;
         make_private(&config.data_dir)?;
         vfs.create_dir(&folder)
             .with_context(|| format!("could not make {}", folder.display()))?;
@@ -64,7 +68,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
     if is_unfounded(config, &wal, &recovered) {
         let new = match founding {
             Some(new) => new,
-            None => Founding::find(config).await?,
+            None => Founding::find(config, client).await?,
         };
         found(config, &log, &new, &mut wal, &mut recovered)?;
         founding = Some(new);
@@ -104,7 +108,7 @@ pub(crate) async fn open(config: &Config, min_lease_ttl: i64) -> anyhow::Result<
         (true, Some(founding)) => founding.members,
         // Nothing is applied yet of a log that others wrote, and only they know their IDs. Should
         // none of them answer they still find this member, by its URLs.
-        (true, None) if config.join => match Founding::join(config).await {
+        (true, None) if config.join => match Founding::join(config, client).await {
             Ok(founding) => founding.members,
             Err(error) => {
                 warn!(error = format!("{error:#}"), "going on by the log alone");
@@ -160,10 +164,10 @@ struct Founding {
 pub(crate) struct NoAnswer;
 
 impl Founding {
-    async fn find(config: &Config) -> anyhow::Result<Self> {
+    async fn find(config: &Config, client: &peer::Client) -> anyhow::Result<Self> {
         config.check_founding()?;
         match config.join {
-            true => Self::join(config).await,
+            true => Self::join(config, client).await,
             false => Ok(Self::of(config)),
         }
     }
@@ -196,11 +200,11 @@ impl Founding {
 
     /// Learns who this member is from those who are there: it was added under an ID that only
     /// they know.
-    async fn join(config: &Config) -> anyhow::Result<Self> {
+    async fn join(config: &Config, client: &peer::Client) -> anyhow::Result<Self> {
         let others = config.initial_cluster.iter();
         let others = others.filter(|(name, _)| **name != config.name);
         let urls: Vec<String> = others.flat_map(|(_, urls)| urls.iter().cloned()).collect();
-        let (cluster_id, members) = peer::Client::default()
+        let (cluster_id, members) = client
             .members(&urls)
             .await
             .map_err(anyhow::Error::msg)

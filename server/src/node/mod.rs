@@ -38,6 +38,8 @@ use self::{
     shared::{Parts, Settings, Shared},
 };
 
+use crate::security::Secured;
+
 pub(crate) use self::{
     backend::NodeBackend,
     bootstrap::{NoAnswer, has_data, make_private},
@@ -52,14 +54,16 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Opens the data directory and starts all threads and tasks. A member that is `guarded` ends
+    /// Opens the data directory and starts all threads and tasks; other members are called as
+    /// `secured` says. A member that is `guarded` ends
     /// if the cluster has removed it.
     ///
     /// # Errors
     /// Why it cannot start, with what to do; nothing is changed then.
-    pub async fn start(config: &Config, guarded: bool) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, guarded: bool, secured: &Secured) -> anyhow::Result<Self> {
         let election = config.heartbeat * u32::try_from(config.election_ticks)?;
-        let parts = bootstrap::open(config, min_lease_ttl(election)).await?;
+        let client = peer::Client::new(secured.peer());
+        let parts = bootstrap::open(config, min_lease_ttl(election), &client).await?;
         let members = &parts.machine.published().members;
         if guarded && members.is_removed(parts.metadata.node_id) {
             return Err(record::Refusal::Removed.into());
@@ -95,10 +99,11 @@ impl Node {
             engine: parts.engine,
             published: parts.machine.published(),
             lessor: parts.machine.lessor(),
+            tls: secured.all(),
             to_raft: to_raft.clone(),
             to_apply,
         }));
-        let transport = peers::start(&shared, &parts.members);
+        let transport = peers::start(&shared, client, &parts.members);
         let sender = Arc::clone(&transport);
         let outbox: Outbox = Arc::new(move |messages| sender.send(messages));
         let reader = parts.wal.reader();

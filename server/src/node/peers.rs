@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use peer::{Answer, Config, Handler, Transport};
+use peer::{Answer, Client, Config, Handler, Transport};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member as MemberProto},
@@ -28,7 +28,7 @@ const SETTLED: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Makes the transport and begins to talk with the members that are known.
-pub(crate) fn start(shared: &Arc<Shared>, members: &[Member]) -> Arc<Transport> {
+pub(crate) fn start(shared: &Arc<Shared>, client: Client, members: &[Member]) -> Arc<Transport> {
     let settings = &shared.settings;
     let config = Config {
         member_id: settings.member_id,
@@ -40,7 +40,7 @@ pub(crate) fn start(shared: &Arc<Shared>, members: &[Member]) -> Arc<Transport> 
     let handler = Arc::new(NodeHandler {
         shared: Arc::clone(shared),
     });
-    let transport = Transport::new(config, handler);
+    let transport = Transport::new(config, client, handler);
     for member in members {
         transport.add_peer(member.id, member.peer_urls.clone());
     }

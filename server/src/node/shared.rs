@@ -17,6 +17,7 @@ use mvcc::Engine;
 use parking_lot::Mutex;
 use peer::Transport;
 use state::{Error, Lessor, Published, Reply, ids::RequestIds};
+use tls::Tls;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{apply::ApplyInput, raft::RaftInput, telemetry::Counters, watches::Watches};
@@ -81,6 +82,8 @@ pub(crate) struct Shared {
     pub raft: RaftState,
     pub applied: AtomicU64,
     pub lessor: Arc<StdMutex<Lessor>>,
+    /// For metrics.
+    pub tls: Vec<Arc<Tls>>,
     pub watches: Watches,
     pub counters: Counters,
     pub meter: Arc<api::Meter>,
@@ -117,6 +120,7 @@ pub(crate) struct Parts {
     pub engine: Arc<RocksEngine>,
     pub published: Arc<Published<Snapshot>>,
     pub lessor: Arc<StdMutex<Lessor>>,
+    pub tls: Vec<Arc<Tls>>,
     pub to_raft: Sender<RaftInput>,
     pub to_apply: Sender<ApplyInput>,
 }
@@ -137,6 +141,7 @@ impl Shared {
             settings: parts.settings,
             engine: parts.engine,
             lessor: parts.lessor,
+            tls: parts.tls,
             to_raft: parts.to_raft,
             to_apply: parts.to_apply,
             raft: RaftState {

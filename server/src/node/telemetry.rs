@@ -1,11 +1,12 @@
 //! A node's counters, and its metrics in Prometheus' text form under etcd's names. What is counted
 //! is counted where it happens, by atomics; the rest is read from the state when someone asks.
 //!
-//! `text.rs` is the form, `process.rs` what every process shows. Which of etcd's metrics are not
+//! `text.rs` is the form, `process.rs` what every process shows, `tls.rs` the certificates in use. Which of etcd's metrics are not
 //! here, and why, stands in `e2e/tests/metrics.rs`.
 
 mod process;
 mod text;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -256,6 +257,7 @@ pub(crate) fn metrics(shared: &Shared) -> String {
     names(shared, &published, &mut text);
     network(shared, &published, &mut text);
     own(shared, &mut text);
+    tls::write(&shared.tls, &mut text);
     process::write(&mut text);
     shared.meter.write(&mut text.0);
     text.0
