@@ -11,14 +11,17 @@ use api::{
 };
 use mvcc::Engine;
 use prost::Message;
-use proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
-    DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-    InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
-    LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, StatusResponse,
-    TxnRequest, TxnResponse,
+use proto::{
+    etcdserverpb::{
+        AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
+        DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+        InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
+        LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+        LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
+        PutResponse, RangeRequest, RequestHeader, ResponseHeader, StatusResponse, TxnRequest,
+        TxnResponse,
+    },
+    framed,
 };
 use state::{Error, Published, Reply, validate, version};
 use tokio::{
@@ -285,16 +288,17 @@ impl Backend for NodeBackend {
         self.wait_linearizable().await
     }
 
-    async fn range(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
+    async fn range(&self, r: RangeRequest) -> Result<framed::RangeResponse, Error> {
         if !r.serializable {
             self.wait_linearizable().await?;
         }
         let small = r.range_end.is_empty() || r.count_only || (1..=SMALL_RANGE).contains(&r.limit);
         if small {
             let published = self.shared.published.load_full();
-            return self.told(published.view.range(&r));
+            return self.told(published.view.range_framed(&r));
         }
-        self.read(move |published| published.view.range(&r)).await
+        self.read(move |published| published.view.range_framed(&r))
+            .await
     }
 
     async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
