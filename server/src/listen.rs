@@ -21,6 +21,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use crate::coalesce;
+
 /// Connections of one listener that are served at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Streams that a client may reset before they are served. Go clients cancel often.
@@ -168,11 +170,12 @@ impl Connections {
 
     fn serve(&self, stream: Stream, permit: tokio::sync::OwnedSemaphorePermit) {
         let service = TowerToHyperService::new(self.router.clone());
+        let (stream, writer) = coalesce::gather(stream);
         let connection = self
             .server
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();
-        let connection = self.graceful.watch(connection);
+        let connection = writer.serve(self.graceful.watch(connection));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended");
