@@ -71,10 +71,17 @@ demo: build ## A Kubernetes of three nodes, the operator, a cluster, a crash: wa
 demo-down: ## Remove all that the demo started.
 	@if [ -x $(CARGO_TARGET_DIR)/release/k8s ]; then $(CARGO_TARGET_DIR)/release/k8s down; else echo "nothing is built, so nothing runs"; fi
 
+# As in: make bench BENCH='--quick --only put-1,list-1000'
+BENCH := --keep e2e/bench/results/$(shell uname -m)-$(shell nproc)-cores.txt
 .PHONY: bench
-bench: build ## Measure Cairn beside real etcd, in turns, in one run (about five minutes).
+bench: build ## Measure Cairn beside real etcd, in turns, in one run (about ten minutes); fails when a rule is broken.
 	@mkdir -p e2e/bench/results
-	$(CARGO_TARGET_DIR)/release/bench e2e/bench/results/$$(uname -m)-$$(nproc)-cores.txt
+	$(CARGO_TARGET_DIR)/release/bench $(BENCH)
+
+.PHONY: bench-foreign
+bench-foreign: build ## The same with the load generator of etcd's own project, as a cross-check (about three minutes).
+	@mkdir -p e2e/bench/results
+	$(CARGO_TARGET_DIR)/release/bench --foreign --rounds 3 $(subst -cores,-cores-foreign,$(BENCH))
 
 .PHONY: test
 test: lint ## Everything that decides whether a change lands; the last line counts the tests.

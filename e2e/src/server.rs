@@ -37,11 +37,12 @@ pub struct Server {
     url: String,
 }
 
-/// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`) from the modules that `go.mod`
-/// pins. Go's own cache makes this cheap after the first time.
+/// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`, and `benchmark`, its load generator)
+/// from the modules that `go.mod` pins. Go's own cache makes this cheap after the first time.
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "etcd" => "go.etcd.io/etcd/server/v3".to_owned(),
+        "benchmark" => "go.etcd.io/etcd/v3/tools/benchmark".to_owned(),
         name => format!("go.etcd.io/etcd/{name}/v3"),
     };
     let folder = target_folder().join("tools");

@@ -6,7 +6,10 @@
 //! Must never know: what any message means. It has no logic, and no tonic unless the feature
 //! `grpc` asks for clients and servers.
 //!
-//! Start reading in `proto/etcdserverpb/rpc.proto`, then `raft_internal.proto`.
+//! Start reading in `proto/etcdserverpb/rpc.proto`, then `raft_internal.proto`. `framed.rs` has the
+//! two answers that servers send without taking them apart.
+
+pub mod framed;
 
 // Generated items carry no text of ours; the .proto files hold what there is to say.
 macro_rules! package {

@@ -26,6 +26,8 @@ use tokio::{
 use tokio_util::either::Either;
 use tracing::{debug, warn};
 
+use crate::coalesce;
+
 /// Connections of one listener that are served at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Streams that a client may reset before they are served. Go clients cancel often.
@@ -239,11 +241,12 @@ impl Http {
         permit: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + use<> {
         let service = TowerToHyperService::new(self.router.clone());
+        let (stream, writer) = coalesce::gather(stream);
         let connection = self
             .server
             .serve_connection_with_upgrades(TokioIo::new(stream), service)
             .into_owned();
-        let connection = watcher.watch(connection);
+        let connection = writer.serve(watcher.watch(connection));
         async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection ended");

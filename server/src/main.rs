@@ -5,6 +5,7 @@
 //!
 //! Start reading in [`run`], then `node/mod.rs`.
 
+mod coalesce;
 mod front;
 mod guard;
 mod listen;

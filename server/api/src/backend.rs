@@ -3,13 +3,16 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse,
-    DeleteRangeRequest, DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse, TxnRequest, TxnResponse,
-    WatchCreateRequest, WatchResponse,
+use proto::{
+    etcdserverpb::{
+        AlarmMember, AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse,
+        DeleteRangeRequest, DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest,
+        LeaseGrantResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+        LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest,
+        MemberUpdateRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
+        TxnRequest, TxnResponse, WatchCreateRequest,
+    },
+    framed,
 };
 use state::Error;
 
@@ -90,7 +93,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn linearizable(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// A range; linearizable unless the request says serializable.
-    fn range(&self, r: RangeRequest) -> impl Future<Output = Result<RangeResponse, Error>> + Send;
+    fn range(
+        &self,
+        r: RangeRequest,
+    ) -> impl Future<Output = Result<framed::RangeResponse, Error>> + Send;
     /// A range of what this member has applied, whatever the request says.
     fn read(&self, r: RangeRequest) -> impl Future<Output = Result<RangeResponse, Error>> + Send;
     /// Writes one key.
@@ -174,7 +180,7 @@ pub trait WatchHandle: Send + 'static {
     fn cancel(&mut self, watch_id: i64);
     /// Asks for a progress response once every watcher of the stream is synced.
     fn progress(&mut self);
-    /// The next response; `None` when the server ends the stream. Cancel-safe: a future that is
-    /// dropped loses no response.
-    fn next(&mut self) -> impl Future<Output = Option<WatchResponse>> + Send;
+    /// The next responses, at least one; `None` when the server ends the stream. Cancel-safe: a
+    /// future that is dropped loses no response.
+    fn next(&mut self) -> impl Future<Output = Option<Vec<framed::WatchResponse>>> + Send;
 }

@@ -1,8 +1,11 @@
 //! The KV service.
 
-use proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, kv_server::Kv,
+use proto::{
+    etcdserverpb::{
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+        PutResponse, RangeRequest, TxnRequest, TxnResponse, kv_server::Kv,
+    },
+    framed::RangeResponse,
 };
 use tonic::{Request, Response, Status};
 

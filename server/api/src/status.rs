@@ -48,8 +48,19 @@ pub(crate) fn header<B: Backend>(backend: &B) -> Option<ResponseHeader> {
 
 /// Writes who answers, and in which term.
 pub(crate) fn complete<B: Backend>(backend: &B, header: &mut ResponseHeader) {
+    complete_all(backend, std::iter::once(header));
+}
+
+/// The same for answers that go out together.
+pub(crate) fn complete_all<'a, B: Backend>(
+    backend: &B,
+    headers: impl Iterator<Item = &'a mut ResponseHeader>,
+) {
     let identity = backend.identity();
-    header.cluster_id = identity.cluster_id;
-    header.member_id = identity.member_id;
-    header.raft_term = backend.standing().term;
+    let term = backend.standing().term;
+    for header in headers {
+        header.cluster_id = identity.cluster_id;
+        header.member_id = identity.member_id;
+        header.raft_term = term;
+    }
 }

@@ -1,23 +1,34 @@
 //! The Watch service: requests of a stream go to its handle, responses of the handle to the
 //! client.
 
-use proto::etcdserverpb::{
-    WatchRequest, WatchResponse, watch_request::RequestUnion, watch_server::Watch,
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    vec,
+};
+
+use proto::{
+    etcdserverpb::{WatchRequest, watch_request::RequestUnion, watch_server::Watch},
+    framed::WatchResponse,
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Backend, backend::WatchHandle, gate, status, stream::Leaderless};
 
-/// Responses between the hub and the connection. More wait in the hub, which bounds them.
-const WAITING_RESPONSES: usize = 2;
+/// Batches of responses between the hub and the connection. More wait in the hub, which bounds
+/// them and the batches.
+const WAITING_BATCHES: usize = 1;
+
+/// Responses that leave the hub together.
+type Batch = Result<Vec<WatchResponse>, Status>;
 
 pub(crate) struct WatchService<B>(pub B);
 
 #[tonic::async_trait]
 impl<B: Backend> Watch for WatchService<B> {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    type WatchStream = Responses;
 
     async fn watch(
         &self,
@@ -25,7 +36,7 @@ impl<B: Backend> Watch for WatchService<B> {
     ) -> Result<Response<Self::WatchStream>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
         let leaderless = Leaderless::of(&self.0, request.metadata());
-        let (responses, receiver) = mpsc::channel(WAITING_RESPONSES);
+        let (responses, receiver) = mpsc::channel(WAITING_BATCHES);
         let stream = serve(self.0.clone(), request.into_inner(), responses.clone());
         tokio::spawn(async move {
             let ended = tokio::select! {
@@ -38,7 +49,33 @@ impl<B: Backend> Watch for WatchService<B> {
                 let _ = responses.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(Responses {
+            batches: receiver,
+            batch: Vec::new().into_iter(),
+        }))
+    }
+}
+
+/// The responses of a stream, one by one: those that are there at once share a frame.
+pub(crate) struct Responses {
+    batches: mpsc::Receiver<Batch>,
+    batch: vec::IntoIter<WatchResponse>,
+}
+
+impl Stream for Responses {
+    type Item = Result<WatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(response) = self.batch.next() {
+                return Poll::Ready(Some(Ok(response)));
+            }
+            match ready!(self.batches.poll_recv(cx)) {
+                Some(Ok(batch)) => self.batch = batch.into_iter(),
+                Some(Err(status)) => return Poll::Ready(Some(Err(status))),
+                None => return Poll::Ready(None),
+            }
+        }
     }
 }
 
@@ -47,12 +84,12 @@ impl<B: Backend> Watch for WatchService<B> {
 async fn serve<B: Backend>(
     backend: B,
     mut requests: Streaming<WatchRequest>,
-    responses: mpsc::Sender<Result<WatchResponse, Status>>,
+    responses: mpsc::Sender<Batch>,
 ) -> Result<(), Status> {
     let mut watch = backend.watch();
     loop {
         let next = async {
-            // The room first: a response that has been taken must be sent.
+            // The room first: what has been taken must be sent.
             let room = responses.reserve().await;
             (room, watch.next().await)
         };
@@ -61,10 +98,11 @@ async fn serve<B: Backend>(
                 Some(request) => handle(&mut watch, request),
                 None => return Ok(()),
             },
-            (room, response) = next => match (room, response) {
-                (Ok(room), Some(mut response)) => {
-                    status::complete(&backend, response.header.get_or_insert_default());
-                    room.send(Ok(response));
+            (room, batch) = next => match (room, batch) {
+                (Ok(room), Some(mut batch)) => {
+                    let headers = batch.iter_mut().map(|r| r.header.get_or_insert_default());
+                    status::complete_all(&backend, headers);
+                    room.send(Ok(batch));
                 }
                 (Ok(_), None) => return Err(status::of(state::Error::Stopped)),
                 (Err(_), _) => return Ok(()),

@@ -22,6 +22,10 @@ const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 const MEMTABLE_BYTES: usize = 64 << 20;
 /// One bit more makes a false positive rarer than the read it saves is worth.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// Bytes of a block of the families that are read in long scans. A list of 1000 keys crosses a
+/// quarter of the blocks that it would with RocksDB's 4 KiB, and each costs a search and a lookup
+/// in the cache.
+const SCANNED_BLOCK_BYTES: usize = 16 << 10;
 /// Flushes and compactions together: one that flushes must never wait for one that compacts.
 const BACKGROUND_JOBS: i32 = 2;
 /// The ceiling of background writes; RocksDB tunes itself below it by what is queued.
@@ -120,6 +124,9 @@ fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(6);
+    if matches!(family, Family::Cur | Family::Key) {
+        table.set_block_size(SCANNED_BLOCK_BYTES);
+    }
     if family == Family::Cur {
         // Every put asks whether its key is there.
         table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
@@ -188,12 +195,13 @@ fn scan<'a>(
         Direction::Ascending => rows.seek_to_first(),
         Direction::Descending => rows.seek_to_last(),
     }
-    let cursor = RocksCursor {
+    let mut cursor = RocksCursor {
         rows,
         family,
         direction,
+        valid: false,
     };
-    cursor.check()?;
+    cursor.look()?;
     Ok(Box::new(cursor))
 }
 
@@ -218,21 +226,25 @@ struct RocksCursor<'a> {
     rows: DBRawIterator<'a>,
     family: Family,
     direction: Direction,
+    /// What RocksDB says after each move; asking it costs as much as a part of the move.
+    valid: bool,
 }
 
 impl RocksCursor<'_> {
-    /// An iterator that met an error looks like one at its end; only its status tells.
-    fn check(&self) -> Result<(), EngineError> {
-        if self.rows.valid() {
-            return Ok(());
+    /// Looks where the iterator stands. One that met an error looks like one at its end; only its
+    /// status tells.
+    fn look(&mut self) -> Result<(), EngineError> {
+        self.valid = self.rows.valid();
+        match self.valid {
+            true => Ok(()),
+            false => self.rows.status().map_err(failed("scan rows", self.family)),
         }
-        self.rows.status().map_err(failed("scan rows", self.family))
     }
 }
 
 impl Cursor for RocksCursor<'_> {
     fn valid(&self) -> bool {
-        self.rows.valid()
+        self.valid
     }
 
     fn key(&self) -> &[u8] {
@@ -244,13 +256,14 @@ impl Cursor for RocksCursor<'_> {
     }
 
     fn next(&mut self) -> Result<(), EngineError> {
-        if self.rows.valid() {
-            match self.direction {
-                Direction::Ascending => self.rows.next(),
-                Direction::Descending => self.rows.prev(),
-            }
+        if !self.valid {
+            return Ok(());
         }
-        self.check()
+        match self.direction {
+            Direction::Ascending => self.rows.next(),
+            Direction::Descending => self.rows.prev(),
+        }
+        self.look()
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! The current versions are one scan of `cur`. At an older revision the scan merges `cur` with
 //! `hist`: the first change of a key behind that revision says which version it superseded.
+//!
+//! [`Reader::walk`] finds the versions, a [`Sink`] takes them: [`Decoded`] for who looks into them,
+//! [`Encoded`] for answers that are sent as the rows have them.
 
 use bytes::Bytes;
 use prost::Message;
@@ -10,6 +13,7 @@ use proto::{
         RangeRequest, RangeResponse, ResponseHeader,
         range_request::{SortOrder, SortTarget},
     },
+    framed,
     mvccpb::KeyValue,
 };
 
@@ -23,6 +27,10 @@ use crate::{
 
 /// Rows of family `key` fetched in one call.
 const FETCH_ROWS: usize = 256;
+/// The length of a bounded list is foreseen from so many of its rows.
+const SAMPLE_ROWS: usize = 16;
+/// What is set aside for a list before its rows are known.
+const MAX_RESERVE_BYTES: usize = 4 << 20;
 /// An old count looks through the changes since then when there are at most so many revisions,
 /// and through the history of the range otherwise.
 const RECENT_REVISIONS: i64 = 4096;
@@ -100,10 +108,7 @@ impl<R: Read> Reader<'_, R> {
         let at = self.readable(r.revision)?;
         let keys = Keys::new(&r.key, &r.range_end);
         let mut response = RangeResponse {
-            header: Some(ResponseHeader {
-                revision: self.revision,
-                ..ResponseHeader::default()
-            }),
+            header: self.header(),
             ..RangeResponse::default()
         };
         if r.count_only {
@@ -139,6 +144,37 @@ impl<R: Read> Reader<'_, R> {
         Ok(response)
     }
 
+    /// Answers a range; where nothing of a KeyValue must be looked at or left out, its bytes go
+    /// from the row to the answer.
+    pub fn range_framed(&self, r: &RangeRequest) -> Result<framed::RangeResponse, Error> {
+        let by_key = r.sort_target() == SortTarget::Key && r.sort_order() != SortOrder::Descend;
+        if r.count_only || r.keys_only || is_filtered(r) || !by_key {
+            return Ok(self.range(r)?.into());
+        }
+        let at = self.readable(r.revision)?;
+        let keys = Keys::new(&r.key, &r.range_end);
+        let limit = limit(r);
+        let mut found = Encoded::new(self, limit);
+        let more = self.walk(keys, at, limit, &mut found)?;
+        let kvs = found.done()?;
+        Ok(framed::RangeResponse {
+            header: self.header(),
+            count: match more {
+                true => self.count(keys, at)? as i64,
+                false => kvs.count() as i64,
+            },
+            kvs,
+            more,
+        })
+    }
+
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader {
+            revision: self.revision,
+            ..ResponseHeader::default()
+        })
+    }
+
     /// The revision that a request means.
     fn readable(&self, revision: i64) -> Result<i64, Error> {
         if revision > self.revision {
@@ -163,18 +199,32 @@ impl<R: Read> Reader<'_, R> {
         limit: Option<usize>,
         want: Want,
     ) -> Result<Vec<KeyValue>, Error> {
-        let mut found = Found::new(want);
-        if keys.single {
-            self.find_one(keys.lower, at, &mut found)?;
-        } else if at >= self.revision {
-            self.find_current(keys, limit, &mut found)?;
-        } else {
-            self.find_old(keys, at, limit, &mut found)?;
-        }
+        let mut found = Decoded::new(want);
+        self.walk(keys, at, limit, &mut found)?;
         self.fetch(found)
     }
 
-    fn find_one(&self, key: &[u8], at: i64, found: &mut Found) -> Result<(), Error> {
+    /// Shows `sink` the versions of a range at a readable revision, at most `limit`, in the order
+    /// of keys. Returns whether there are more.
+    fn walk(
+        &self,
+        keys: Keys<'_>,
+        at: i64,
+        limit: Option<usize>,
+        sink: &mut impl Sink,
+    ) -> Result<bool, Error> {
+        if keys.single {
+            self.walk_one(keys.lower, at, sink)?;
+            return Ok(false);
+        }
+        let limit = limit.unwrap_or(usize::MAX);
+        match at >= self.revision {
+            true => self.walk_current(keys, limit, sink),
+            false => self.walk_old(keys, at, limit, sink),
+        }
+    }
+
+    fn walk_one(&self, key: &[u8], at: i64, sink: &mut impl Sink) -> Result<(), Error> {
         if at < self.revision {
             let behind = rows::hist_key(key, Revision::start(at + 1));
             let end = rows::hist_end(key);
@@ -182,61 +232,80 @@ impl<R: Read> Reader<'_, R> {
                 .rows
                 .scan(Family::Hist, &behind, Some(&end), Direction::Ascending)?;
             if hist.valid() {
-                found.superseded(rows::decode_superseded(hist.value())?.revision);
+                let superseded = rows::decode_superseded(hist.value())?.revision;
+                if superseded != Revision::NONE {
+                    sink.superseded(superseded)?;
+                }
                 return Ok(());
             }
         }
-        if let Some(current) = self.current(key)? {
-            found.current(current);
+        if let Some(row) = self.rows.get(Family::Cur, key)? {
+            sink.current(Row::Owned(row))?;
         }
         Ok(())
     }
 
-    fn find_current(
+    fn walk_current(
         &self,
         keys: Keys<'_>,
-        limit: Option<usize>,
-        found: &mut Found,
-    ) -> Result<(), Error> {
+        limit: usize,
+        sink: &mut impl Sink,
+    ) -> Result<bool, Error> {
         let mut cur = self
             .rows
             .scan(Family::Cur, keys.lower, keys.upper, Direction::Ascending)?;
-        while cur.valid() && limit.is_none_or(|limit| found.len() < limit) {
-            found.current(rows::decode_cur(Bytes::copy_from_slice(cur.value()))?);
+        let mut found = 0;
+        while cur.valid() {
+            if found == limit {
+                return Ok(true);
+            }
+            sink.current(Row::Lent(cur.value()))?;
+            found += 1;
             cur.next()?;
         }
-        Ok(())
+        Ok(false)
     }
 
-    fn find_old(
+    fn walk_old(
         &self,
         keys: Keys<'_>,
         at: i64,
-        limit: Option<usize>,
-        found: &mut Found,
-    ) -> Result<(), Error> {
+        limit: usize,
+        sink: &mut impl Sink,
+    ) -> Result<bool, Error> {
         let mut cur = self
             .rows
             .scan(Family::Cur, keys.lower, keys.upper, Direction::Ascending)?;
         let mut hist = Changes::open(self.rows, keys, at)?;
-        while limit.is_none_or(|limit| found.len() < limit) {
-            let changed = hist.change();
-            match (changed, cur.valid()) {
-                (None, false) => return Ok(()),
+        let mut found = 0;
+        loop {
+            let superseded = match (hist.change(), cur.valid()) {
+                (None, false) => return Ok(false),
                 (Some((key, superseded)), valid) if !valid || &key[..] <= cur.key() => {
                     if valid && key[..] == *cur.key() {
                         cur.next()?;
                     }
-                    found.superseded(superseded);
                     hist.advance()?;
+                    // A key that did not exist is none of the range.
+                    if superseded == Revision::NONE {
+                        continue;
+                    }
+                    Some(superseded)
                 }
-                _ => {
-                    found.current(rows::decode_cur(Bytes::copy_from_slice(cur.value()))?);
+                _ => None,
+            };
+            if found == limit {
+                return Ok(true);
+            }
+            found += 1;
+            match superseded {
+                Some(revision) => sink.superseded(revision)?,
+                None => {
+                    sink.current(Row::Lent(cur.value()))?;
                     cur.next()?;
                 }
             }
         }
-        Ok(())
     }
 
     /// How many keys of the range there are at a readable revision.
@@ -292,33 +361,55 @@ impl<R: Read> Reader<'_, R> {
         Ok(growth)
     }
 
-    /// Brings the values that the scan left out.
-    fn fetch(&self, found: Found) -> Result<Vec<KeyValue>, Error> {
-        let Found {
+    /// Brings the values that the walk left out.
+    fn fetch(&self, found: Decoded) -> Result<Vec<KeyValue>, Error> {
+        let Decoded {
             mut kvs, absent, ..
         } = found;
         for batch in absent.chunks(FETCH_ROWS) {
-            let keys: Vec<Bytes> = batch.iter().map(|(_, at)| at.encode()).collect();
-            let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
-            let rows = self.rows.multi_get(Family::Key, &keys)?;
-            for ((index, revision), row) in batch.iter().zip(rows) {
-                let row = row.ok_or_else(|| missing(*revision))?;
+            let rows = self.versions(batch.iter().map(|(_, revision)| *revision))?;
+            for ((index, _), row) in batch.iter().zip(rows) {
                 kvs[*index] = decode_kv(&row)?;
             }
         }
         Ok(kvs)
     }
+
+    /// Rows of family `key` that must be there.
+    fn versions(&self, of: impl Iterator<Item = Revision> + Clone) -> Result<Vec<Bytes>, Error> {
+        let keys: Vec<Bytes> = of.clone().map(Revision::encode).collect();
+        let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let rows = self.rows.multi_get(Family::Key, &keys)?;
+        let found = of.zip(rows);
+        found
+            .map(|(revision, row)| row.ok_or_else(|| missing(revision)))
+            .collect()
+    }
 }
 
-/// What a scan has found so far.
-struct Found {
+/// A row of family `cur`.
+enum Row<'a> {
+    Owned(Bytes),
+    Lent(&'a [u8]),
+}
+
+/// Takes the versions that [`Reader::walk`] finds.
+trait Sink {
+    /// The newest version of a key.
+    fn current(&mut self, row: Row<'_>) -> Result<(), Error>;
+    /// An older one, by its place in family `key`.
+    fn superseded(&mut self, revision: Revision) -> Result<(), Error>;
+}
+
+/// The versions taken apart.
+struct Decoded {
     want: Want,
     kvs: Vec<KeyValue>,
     /// Places in `kvs` whose version is still to be read from family `key`.
     absent: Vec<(usize, Revision)>,
 }
 
-impl Found {
+impl Decoded {
     fn new(want: Want) -> Self {
         Self {
             want,
@@ -326,23 +417,118 @@ impl Found {
             absent: Vec::new(),
         }
     }
+}
 
-    fn len(&self) -> usize {
-        self.kvs.len()
-    }
-
-    fn current(&mut self, current: Current) {
+impl Sink for Decoded {
+    fn current(&mut self, row: Row<'_>) -> Result<(), Error> {
+        let current = rows::decode_cur(match row {
+            Row::Owned(row) => row,
+            Row::Lent(row) => Bytes::copy_from_slice(row),
+        })?;
         if current.encoded.is_none() && self.want == Want::Values {
             self.absent.push((self.kvs.len(), current.revision));
         }
         self.kvs.push(current.kv);
+        Ok(())
     }
 
-    fn superseded(&mut self, revision: Revision) {
-        if revision != Revision::NONE {
-            self.absent.push((self.kvs.len(), revision));
-            self.kvs.push(KeyValue::default());
+    fn superseded(&mut self, revision: Revision) -> Result<(), Error> {
+        self.absent.push((self.kvs.len(), revision));
+        self.kvs.push(KeyValue::default());
+        Ok(())
+    }
+}
+
+/// The versions as they stand on the wire.
+struct Encoded<'a, R> {
+    reader: &'a Reader<'a, R>,
+    limit: Option<usize>,
+    gather: framed::GatherKeyValues,
+    /// Versions behind one that is still to be read from family `key`, that one first.
+    waiting: Vec<Waiting>,
+}
+
+/// A version whose turn has not come.
+enum Waiting {
+    /// Its KeyValue.
+    Here(Bytes),
+    /// Its place in family `key`.
+    Absent(Revision),
+}
+
+impl<'a, R: Read> Encoded<'a, R> {
+    fn new(reader: &'a Reader<'a, R>, limit: Option<usize>) -> Self {
+        Self {
+            reader,
+            limit,
+            gather: framed::GatherKeyValues::default(),
+            waiting: Vec::new(),
         }
+    }
+
+    fn wait(&mut self, version: Waiting) -> Result<(), Error> {
+        self.waiting.push(version);
+        if self.waiting.len() >= FETCH_ROWS {
+            self.fetch()?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is absent and takes all that waits.
+    fn fetch(&mut self) -> Result<(), Error> {
+        let absent = self.waiting.iter().filter_map(|version| match version {
+            Waiting::Here(_) => None,
+            Waiting::Absent(revision) => Some(*revision),
+        });
+        let mut fetched = self.reader.versions(absent)?.into_iter();
+        for version in std::mem::take(&mut self.waiting) {
+            let encoded = match version {
+                Waiting::Here(encoded) => Some(encoded),
+                Waiting::Absent(_) => fetched.next(),
+            };
+            if let Some(encoded) = encoded {
+                self.take(&encoded);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, encoded: &[u8]) {
+        self.gather.push(encoded);
+        // A bounded list is about as long as its beginning says.
+        if self.gather.count() == SAMPLE_ROWS
+            && let Some(limit) = self.limit
+        {
+            let whole = self.gather.byte_len().saturating_mul(limit) / SAMPLE_ROWS;
+            let more = whole.saturating_sub(self.gather.byte_len());
+            self.gather.reserve(more.min(MAX_RESERVE_BYTES));
+        }
+    }
+
+    fn done(mut self) -> Result<framed::KeyValues, Error> {
+        self.fetch()?;
+        Ok(self.gather.done())
+    }
+}
+
+impl<R: Read> Sink for Encoded<'_, R> {
+    fn current(&mut self, row: Row<'_>) -> Result<(), Error> {
+        let row = match &row {
+            Row::Owned(row) => &row[..],
+            Row::Lent(row) => row,
+        };
+        match rows::split_cur(row)? {
+            (_, Some(encoded)) if self.waiting.is_empty() => {
+                self.take(encoded);
+                Ok(())
+            }
+            (_, Some(encoded)) => self.wait(Waiting::Here(Bytes::copy_from_slice(encoded))),
+            (revision, None) => self.wait(Waiting::Absent(revision)),
+        }
+    }
+
+    fn superseded(&mut self, revision: Revision) -> Result<(), Error> {
+        self.wait(Waiting::Absent(revision))
     }
 }
 
@@ -388,17 +574,26 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// How many keys must be read for a request: one more than its limit tells whether there are
-/// more. With a filter or an order of its own everything must be.
+/// The limit of a request, if it has one.
+fn limit(r: &RangeRequest) -> Option<usize> {
+    usize::try_from(r.limit).ok().filter(|limit| *limit > 0)
+}
+
+/// How many keys must be read before they are filtered and sorted. One more than the limit tells
+/// whether there are more, and takes part in the order, as in etcd; with a filter, or an order that
+/// is asked for and not that of the keys, everything must be.
 fn read_limit(r: &RangeRequest) -> Option<usize> {
     let in_key_order = r.sort_order() == SortOrder::None
         || (r.sort_target() == SortTarget::Key && r.sort_order() == SortOrder::Ascend);
-    let filtered = r.min_mod_revision != 0
+    let read = limit(r)?.saturating_add(1);
+    (in_key_order && !is_filtered(r)).then_some(read)
+}
+
+fn is_filtered(r: &RangeRequest) -> bool {
+    r.min_mod_revision != 0
         || r.max_mod_revision != 0
         || r.min_create_revision != 0
-        || r.max_create_revision != 0;
-    let limit = usize::try_from(r.limit).ok().filter(|limit| *limit > 0)?;
-    (in_key_order && !filtered).then_some(limit.saturating_add(1))
+        || r.max_create_revision != 0
 }
 
 fn filter(r: &RangeRequest, kvs: &mut Vec<KeyValue>) {

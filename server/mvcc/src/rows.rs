@@ -58,23 +58,30 @@ pub(crate) fn encode_cur(revision: Revision, kv: &KeyValue, encoded: &[u8]) -> B
     row.freeze()
 }
 
-/// Reads a row of family `cur`.
-pub(crate) fn decode_cur(row: Bytes) -> Result<Current, Error> {
+/// The place of a row of family `cur` in family `key`, and its KeyValue as that family has it, if
+/// it stands here whole.
+pub(crate) fn split_cur(row: &[u8]) -> Result<(Revision, Option<&[u8]>), Error> {
     let damaged = || Error::Damaged(format!("a row of family cur: {row:02x?}"));
-    let tag = *row.first().ok_or_else(damaged)?;
     let revision = row.get(1..).and_then(Revision::from_pair);
     let revision = revision.ok_or_else(damaged)?;
+    match row[0] {
+        WHOLE => Ok((revision, Some(&row[CUR_HEAD..]))),
+        WITHOUT_VALUE => Ok((revision, None)),
+        _ => Err(damaged()),
+    }
+}
+
+/// Reads a row of family `cur`.
+pub(crate) fn decode_cur(row: Bytes) -> Result<Current, Error> {
+    let (revision, whole) = split_cur(&row)?;
+    let is_whole = whole.is_some();
     let encoded = row.slice(CUR_HEAD..);
-    let kv = KeyValue::decode(encoded.clone()).map_err(|_| damaged())?;
-    let encoded = match tag {
-        WHOLE => Some(encoded),
-        WITHOUT_VALUE => None,
-        _ => return Err(damaged()),
-    };
+    let kv = KeyValue::decode(encoded.clone())
+        .map_err(|_| Error::Damaged(format!("a row of family cur: {row:02x?}")))?;
     Ok(Current {
         revision,
         kv,
-        encoded,
+        encoded: is_whole.then_some(encoded),
     })
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use proto::{
+    etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse},
+    framed,
+};
 
 use crate::{
     compaction::{CompactionHash, Compactions},
@@ -180,6 +183,14 @@ impl<S: Read> View<S> {
     /// [`Error::Compacted`] and [`Error::FutureRevision`], or the engine's.
     pub fn range(&self, r: &RangeRequest) -> Result<RangeResponse, Error> {
         self.reader().range(r)
+    }
+
+    /// Answers a range with its KeyValues as they stand on the wire: what a server sends.
+    ///
+    /// # Errors
+    /// As [`View::range`].
+    pub fn range_framed(&self, r: &RangeRequest) -> Result<framed::RangeResponse, Error> {
+        self.reader().range_framed(r)
     }
 
     /// Answers a transaction that only reads ([`crate::is_read_only`]).

@@ -16,6 +16,7 @@ use proto::{
         request_op::Request,
         response_op::Response,
     },
+    framed,
     mvccpb::KeyValue,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -377,6 +378,8 @@ impl Pair {
             let r = self.range_request();
             let expected = self.model.range(&r);
             let answer = view.range(&r);
+            let framed = answer.clone().map(framed::RangeResponse::from);
+            assert_eq!(view.range_framed(&r), framed, "{r:?}");
             match (expected, answer) {
                 (Ok((kvs, count, more)), Ok(answer)) => {
                     assert_eq!(answer.header.unwrap().revision, self.model.revision);
@@ -808,6 +811,52 @@ fn equal_ones_stay_in_the_order_of_keys_whatever_the_order() {
         let found = view.range(&request).unwrap().kvs;
         let keys: Vec<&[u8]> = found.iter().map(|kv| &kv.key[..]).collect();
         assert_eq!(keys.concat(), expected.as_bytes(), "{order:?}");
+    }
+}
+
+/// Longer than what is read in one piece, with values that stand in `cur` and such that do not.
+#[test]
+fn a_long_list_is_sent_as_it_is_read() {
+    let mut store = Store::open(Arc::new(MemEngine::default())).unwrap();
+    let put = |store: &mut Store<MemEngine>, key: usize, value: usize| {
+        let request = PutRequest {
+            key: format!("{key:04}").into(),
+            value: vec![7; value].into(),
+            ..PutRequest::default()
+        };
+        let mut writer = store.begin();
+        writer.put(&request).unwrap();
+        writer.commit().unwrap();
+    };
+    for key in 0..1500 {
+        put(&mut store, key, if key % 5 < 2 { 1200 } else { 10 });
+    }
+    let old = store.view().revision();
+    for key in (0..1500).step_by(3) {
+        put(&mut store, key, 20);
+    }
+    let view = store.view();
+    for (revision, limit) in [
+        (0, 0),
+        (old, 0),
+        (0, 700),
+        (old, 700),
+        (0, 1500),
+        (old, 1499),
+    ] {
+        let request = RangeRequest {
+            key: Bytes::from_static(&[0]),
+            range_end: Bytes::from_static(&[0]),
+            revision,
+            limit,
+            ..RangeRequest::default()
+        };
+        let plain = view.range(&request).unwrap();
+        let framed = view.range_framed(&request).unwrap();
+        let listed = if limit == 0 { 1500 } else { limit };
+        assert_eq!((framed.kvs.count() as i64, framed.count), (listed, 1500));
+        assert_eq!(framed.more, listed < 1500);
+        assert_eq!(framed, plain.into(), "{revision} {limit}");
     }
 }
 

@@ -11,14 +11,17 @@ use api::{
 };
 use mvcc::Engine;
 use prost::Message;
-use proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
-    DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-    InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
-    LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
-    LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, StatusResponse,
-    TxnRequest, TxnResponse,
+use proto::{
+    etcdserverpb::{
+        AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
+        DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+        InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
+        LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+        LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
+        PutResponse, RangeRequest, RequestHeader, ResponseHeader, StatusResponse, TxnRequest,
+        TxnResponse,
+    },
+    framed,
 };
 use state::{Error, Published, Reply, validate, version};
 use tokio::{
@@ -322,7 +325,7 @@ impl Backend for NodeBackend {
         self.wait_linearizable().await
     }
 
-    async fn range(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
+    async fn range(&self, r: RangeRequest) -> Result<framed::RangeResponse, Error> {
         let began = self.shared.now();
         if !r.serializable {
             self.wait_linearizable().await?;
@@ -332,9 +335,12 @@ impl Backend for NodeBackend {
         let answer = match small {
             true => {
                 let published = self.shared.published.load_full();
-                self.told(published.view.range(&r))
+                self.told(published.view.range_framed(&r))
             }
-            false => self.read_aside(move |published| published.view.range(&r)).await,
+            false => {
+                self.read_aside(move |published| published.view.range_framed(&r))
+                    .await
+            }
         };
         let ended = self.shared.now();
         let counters = &self.shared.counters;

@@ -1,13 +1,10 @@
 //! The watch hub with its lock, and the tasks that wait for its streams.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use mvcc::RevisionEvents;
 use parking_lot::Mutex;
-use proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
+use proto::{etcdserverpb::WatchCreateRequest, framed::WatchResponse};
 use tokio::sync::Notify;
 use watch::{Gauges, History, Hub, StreamId};
 
@@ -99,7 +96,6 @@ pub(crate) struct Handle {
     shared: Arc<Shared>,
     stream: StreamId,
     notify: Arc<Notify>,
-    taken: VecDeque<WatchResponse>,
 }
 
 impl Handle {
@@ -113,7 +109,6 @@ impl Handle {
             shared: Arc::clone(shared),
             stream,
             notify,
-            taken: VecDeque::new(),
         }
     }
 
@@ -126,17 +121,14 @@ impl Handle {
         self.notify.notify_one();
     }
 
-    /// Takes what waits; `false` when the stream is cut off.
-    fn take(&mut self) -> bool {
+    /// Takes what waits; `None` when the stream is cut off.
+    fn take(&mut self) -> Option<Vec<WatchResponse>> {
         let watches = &self.shared.watches;
         let mut locked = watches.hub.lock();
-        let Some(taken) = locked.hub.take(self.stream, TAKE_BYTES) else {
-            return false;
-        };
+        let taken = locked.hub.take(self.stream, TAKE_BYTES)?;
         // A stream that was full may have room for its watchers again.
         watches.kick_if_behind(&locked);
-        self.taken.extend(taken);
-        true
+        Some(taken)
     }
 }
 
@@ -153,17 +145,13 @@ impl api::backend::WatchHandle for Handle {
         self.with_hub(|hub| hub.request_progress(self.stream));
     }
 
-    async fn next(&mut self) -> Option<WatchResponse> {
+    async fn next(&mut self) -> Option<Vec<WatchResponse>> {
         loop {
-            if let Some(response) = self.taken.pop_front() {
-                return Some(response);
+            let taken = self.take()?;
+            if !taken.is_empty() {
+                return Some(taken);
             }
-            if !self.take() {
-                return None;
-            }
-            if self.taken.is_empty() {
-                self.notify.notified().await;
-            }
+            self.notify.notified().await;
         }
     }
 }

@@ -1,18 +1,21 @@
 //! The hub itself. All of its calls are short and none waits; the server holds a lock around it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque, hash_map::Entry},
+    sync::Arc,
+};
 
-use mvcc::RevisionEvents;
+use mvcc::{Event, RevisionEvents};
 use prost::Message;
 use proto::{
-    etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse},
-    mvccpb,
+    etcdserverpb::{ResponseHeader, WatchCreateRequest},
+    framed::{Events, WatchResponse},
 };
 use rustc_hash::FxHashMap;
 
 use crate::{
-    index::Index,
-    watcher::{Keys, Watcher, WatcherKey},
+    index::{Index, InterestKey},
+    watcher::{Interest, Keys, Watcher, WatcherKey},
 };
 
 /// Bytes of events that may wait in a stream. Beyond that its watchers fall back to history, so a
@@ -92,6 +95,29 @@ impl Stream {
         self.bytes += event_bytes(&response);
         self.queue.push_back(response);
         self.ended |= self.queue.len() > STREAM_RESPONSES;
+    }
+}
+
+/// Events for the watchers of one interest, encoded when the first of them is sent them.
+struct Batch<'a> {
+    interest: Arc<Interest>,
+    events: Vec<&'a Event>,
+    encoded: Option<Events>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(interest: Arc<Interest>, events: Vec<&'a Event>) -> Self {
+        Self {
+            interest,
+            events,
+            encoded: None,
+        }
+    }
+
+    fn encoded(&mut self) -> Events {
+        let encoded = &mut self.encoded;
+        let encoded = encoded.get_or_insert_with(|| self.interest.encode(&self.events));
+        encoded.clone()
     }
 }
 
@@ -190,7 +216,7 @@ impl Hub {
         let key = self.next_key;
         stream.watchers.insert(id, key);
         match watcher.synced {
-            true => self.index.insert(key, &watcher.keys),
+            true => self.index.insert(key, &watcher.interest),
             false => {
                 self.unsynced.insert((watcher.next, key));
             }
@@ -263,39 +289,72 @@ impl Hub {
     /// revision after it. Returns the streams that have something to send.
     pub fn publish(&mut self, events: &[RevisionEvents], revision: i64) -> Vec<StreamId> {
         // One response for each watcher, whatever the batch holds for it.
-        let mut matched: FxHashMap<WatcherKey, Vec<mvccpb::Event>> = FxHashMap::default();
-        let watchers = &self.watchers;
+        let mut matched: FxHashMap<InterestKey, Vec<(i64, &Event)>> = FxHashMap::default();
         for of in events {
             for event in &of.events {
-                self.index.find(&event.key, |key| {
-                    let Some(watcher) = watchers.get(&key) else {
-                        return;
-                    };
-                    if of.revision < watcher.next {
-                        return;
-                    }
-                    if let Some(event) = watcher.event(event) {
-                        matched.entry(key).or_default().push(event);
-                    }
+                self.index.find(&event.key, |interest| {
+                    let found = matched.entry(interest).or_default();
+                    found.push((of.revision, event));
                 });
             }
         }
         let first = events.first().map_or(revision, |events| events.revision);
         self.revision = self.revision.max(revision);
-        let mut wake = BTreeSet::new();
-        for (key, events) in matched {
-            let Some(stream) = self.watchers.get(&key).map(|watcher| watcher.stream) else {
+        let mut wake = Vec::new();
+        for (interest, found) in matched {
+            self.publish_to(interest, &found, first, &mut wake);
+        }
+        wake.sort_unstable();
+        wake.dedup();
+        wake
+    }
+
+    /// Sends the watchers of an interest what a batch that began at revision `first` holds for
+    /// them.
+    fn publish_to(
+        &mut self,
+        interest: InterestKey,
+        found: &[(i64, &Event)],
+        first: i64,
+        wake: &mut Vec<StreamId>,
+    ) {
+        let Some(group) = self.index.group(interest) else {
+            return;
+        };
+        let interest = Arc::clone(&group.interest);
+        let watchers: Vec<WatcherKey> = group.watchers.iter().copied().collect();
+        let since = |next: i64| {
+            let wanted = found.iter().filter(|(at, event)| {
+                // A watcher of the future is synced before its time has come.
+                *at >= next && interest.wants_kind(event)
+            });
+            let wanted = wanted.map(|(_, event)| *event).collect();
+            Batch::new(Arc::clone(&interest), wanted)
+        };
+        let mut whole = since(first);
+        for key in watchers {
+            let Some(watcher) = self.watchers.get(&key) else {
                 continue;
             };
-            let full = self.streams.get(&stream).is_none_or(Stream::is_full);
-            if full {
+            let mut own;
+            let batch = match watcher.next <= first {
+                true => &mut whole,
+                false => {
+                    own = since(watcher.next);
+                    &mut own
+                }
+            };
+            if batch.events.is_empty() {
+                continue;
+            }
+            let stream = watcher.stream;
+            if self.streams.get(&stream).is_none_or(Stream::is_full) {
                 self.fall_behind(key, first);
             } else {
-                self.deliver(key, events, revision);
-                wake.insert(stream);
+                self.deliver(key, batch, self.revision);
+                wake.push(stream);
             }
         }
-        wake.into_iter().collect()
     }
 
     /// Whether any watcher could read history now.
@@ -338,19 +397,25 @@ impl Hub {
             .copied()
             .filter(|at| self.has_room(at.1))
             .collect();
+        let mut batches: FxHashMap<(i64, Arc<Interest>), Batch<'_>> = FxHashMap::default();
         for (next, key) in readers {
             let Some(watcher) = self.watchers.get(&key) else {
                 continue;
             };
-            let mut found = Vec::new();
-            for of in events.iter().filter(|of| of.revision >= next) {
-                let of = of.events.iter();
-                let wanted = of.filter(|event| watcher.keys.contain(&event.key));
-                found.extend(wanted.filter_map(|event| watcher.event(event)));
-            }
-            if !found.is_empty() {
+            let interest = &watcher.interest;
+            let batch = match batches.entry((next, Arc::clone(interest))) {
+                Entry::Occupied(batch) => batch.into_mut(),
+                Entry::Vacant(place) => {
+                    let since = events.iter().filter(|of| of.revision >= next);
+                    let wanted = since.flat_map(|of| &of.events).filter(|event| {
+                        interest.keys.contain(&event.key) && interest.wants_kind(event)
+                    });
+                    place.insert(Batch::new(Arc::clone(interest), wanted.collect()))
+                }
+            };
+            if !batch.events.is_empty() {
                 wake.insert(watcher.stream);
-                self.deliver(key, found, self.revision.max(until));
+                self.deliver(key, batch, self.revision.max(until));
             }
             self.caught_up(key, until + 1);
         }
@@ -370,7 +435,7 @@ impl Hub {
             let size = event_bytes(&response);
             stream.bytes -= size;
             bytes += size;
-            self.events += response.events.len() as u64;
+            self.events += response.events.count() as u64;
             taken.push(response);
             if bytes >= max_bytes {
                 break;
@@ -387,7 +452,7 @@ impl Hub {
             watchers: self.watchers.len(),
             slow_watchers: self.unsynced.len(),
             events: self.events,
-            pending_events: queued.map(|response| response.events.len()).sum(),
+            pending_events: queued.map(|response| response.events.count()).sum(),
         }
     }
 
@@ -403,7 +468,7 @@ impl Hub {
         unsynced.find(|(_, key)| self.has_room(*key))
     }
 
-    fn deliver(&mut self, key: WatcherKey, events: Vec<mvccpb::Event>, revision: i64) {
+    fn deliver(&mut self, key: WatcherKey, batch: &mut Batch<'_>, revision: i64) {
         let Some(watcher) = self.watchers.get_mut(&key) else {
             return;
         };
@@ -414,11 +479,11 @@ impl Hub {
         let response = WatchResponse {
             header: header(revision),
             watch_id: watcher.id,
-            events,
+            events: batch.encoded(),
             ..WatchResponse::default()
         };
-        if watcher.fragment {
-            for part in fragments(response, self.fragment_bytes) {
+        if watcher.fragment && batch.events.len() > 1 {
+            for part in fragments(response, batch, self.fragment_bytes) {
                 stream.push(part);
             }
         } else {
@@ -431,7 +496,7 @@ impl Hub {
         if let Some(watcher) = self.watchers.get_mut(&key) {
             watcher.synced = false;
             watcher.next = watcher.next.max(from);
-            self.index.remove(key, &watcher.keys);
+            self.index.remove(key, &watcher.interest);
             self.unsynced.insert((watcher.next, key));
         }
     }
@@ -443,7 +508,7 @@ impl Hub {
             watcher.next = watcher.next.max(next);
             if watcher.next > self.revision {
                 watcher.synced = true;
-                self.index.insert(key, &watcher.keys);
+                self.index.insert(key, &watcher.interest);
             } else {
                 self.unsynced.insert((watcher.next, key));
             }
@@ -474,7 +539,7 @@ impl Hub {
     fn forget(&mut self, key: WatcherKey) {
         if let Some(watcher) = self.watchers.remove(&key) {
             match watcher.synced {
-                true => self.index.remove(key, &watcher.keys),
+                true => self.index.remove(key, &watcher.interest),
                 false => {
                     self.unsynced.remove(&(watcher.next, key));
                 }
@@ -509,42 +574,41 @@ fn header(revision: i64) -> Option<ResponseHeader> {
     })
 }
 
+/// What the events of a response count for. Watchers may share the bytes; each counts them.
 fn event_bytes(response: &WatchResponse) -> usize {
-    let events = response.events.iter();
-    let kvs = events.flat_map(|event| event.kv.iter().chain(&event.prev_kv));
-    kvs.map(|kv| kv.key.len() + kv.value.len() + size_of::<mvccpb::KeyValue>())
-        .sum()
+    match response.events.is_empty() {
+        true => 0,
+        false => response.events.byte_len() + size_of::<WatchResponse>(),
+    }
 }
 
 /// Cuts a response so that each part but single events stays below `max_bytes`; all but the last
 /// part say that more follows.
-fn fragments(response: WatchResponse, max_bytes: usize) -> Vec<WatchResponse> {
-    if response.encoded_len() < max_bytes || response.events.len() < 2 {
+fn fragments(response: WatchResponse, batch: &Batch<'_>, max_bytes: usize) -> Vec<WatchResponse> {
+    if response.encoded_len() < max_bytes {
         return vec![response];
     }
     let head = WatchResponse {
-        events: Vec::new(),
+        events: Events::default(),
         fragment: true,
-        ..response.clone()
+        ..response
     };
     let head_bytes = head.encoded_len();
-    let mut parts = vec![head.clone()];
-    let mut bytes = head_bytes;
-    for event in response.events {
-        let length = event.encoded_len();
-        let size = 1 + prost::length_delimiter_len(length) + length;
-        let begins = parts.last().is_some_and(|part| !part.events.is_empty());
-        if begins && bytes + size >= max_bytes {
-            parts.push(head.clone());
-            bytes = head_bytes;
-        }
-        bytes += size;
-        if let Some(part) = parts.last_mut() {
-            part.events.push(event);
-        }
-    }
-    if let Some(last) = parts.last_mut() {
-        last.fragment = false;
+    let mut parts = Vec::new();
+    let mut rest = &batch.events[..];
+    while !rest.is_empty() {
+        let mut bytes = head_bytes;
+        let fits = rest.iter().take_while(|event| {
+            bytes += batch.interest.event_bytes(event);
+            bytes < max_bytes
+        });
+        let (part, behind) = rest.split_at(fits.count().max(1));
+        rest = behind;
+        parts.push(WatchResponse {
+            events: batch.interest.encode(part),
+            fragment: !rest.is_empty(),
+            ..head.clone()
+        });
     }
     parts
 }

@@ -1,11 +1,13 @@
 //! One watcher: what it wants, and up to where it has it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use mvcc::EventKind;
-use prost::Message;
 use proto::{
     etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
-    mvccpb,
+    framed::{self, Events, GatherEvents},
+    mvccpb::event::EventType,
 };
 
 use crate::hub::StreamId;
@@ -13,8 +15,8 @@ use crate::hub::StreamId;
 /// Names a watcher in the hub; never used twice.
 pub(crate) type WatcherKey = u64;
 
-/// What a watcher watches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The keys that a watcher watches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Keys {
     One(Bytes),
     /// Up to `upper`; to the end without.
@@ -24,16 +26,22 @@ pub(crate) enum Keys {
     },
 }
 
+/// What a watcher is sent. Watchers of equal interest are sent the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Interest {
+    pub keys: Keys,
+    prev_kv: bool,
+    no_put: bool,
+    no_delete: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub stream: StreamId,
     pub id: i64,
-    pub keys: Keys,
-    pub prev_kv: bool,
+    pub interest: Arc<Interest>,
     pub progress_notify: bool,
     pub fragment: bool,
-    pub no_put: bool,
-    pub no_delete: bool,
     /// Every wanted event before this revision has been queued.
     pub next: i64,
     /// Whether it gets events as they are published. Otherwise it reads history.
@@ -71,42 +79,63 @@ impl Keys {
     }
 }
 
+impl Interest {
+    pub fn new(keys: Keys, r: &WatchCreateRequest) -> Self {
+        let filters = |kind: FilterType| r.filters.contains(&(kind as i32));
+        Self {
+            keys,
+            prev_kv: r.prev_kv,
+            no_put: filters(FilterType::Noput),
+            no_delete: filters(FilterType::Nodelete),
+        }
+    }
+
+    /// Whether it is no kind of event that the request filters out.
+    pub fn wants_kind(&self, event: &mvcc::Event) -> bool {
+        match event.kind {
+            EventKind::Put { .. } => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+        }
+    }
+
+    /// Events in the form in which they are sent.
+    pub fn encode(&self, events: &[&mvcc::Event]) -> Events {
+        let mut gather = GatherEvents::default();
+        gather.reserve(events.iter().map(|event| self.event_bytes(event)).sum());
+        for event in events {
+            gather.push_event(kind(event), &event.kv, self.prev(event));
+        }
+        gather.done()
+    }
+
+    /// What an event takes in that form.
+    pub fn event_bytes(&self, event: &mvcc::Event) -> usize {
+        framed::event_bytes(kind(event), &event.kv, self.prev(event))
+    }
+
+    fn prev<'a>(&self, event: &'a mvcc::Event) -> Option<&'a [u8]> {
+        event.prev.as_deref().filter(|_| self.prev_kv)
+    }
+}
+
+fn kind(event: &mvcc::Event) -> EventType {
+    match event.kind {
+        EventKind::Put { .. } => EventType::Put,
+        EventKind::Delete => EventType::Delete,
+    }
+}
+
 impl Watcher {
     pub fn new(stream: StreamId, id: i64, keys: Keys, r: &WatchCreateRequest) -> Self {
-        let filters = |kind: FilterType| r.filters.contains(&(kind as i32));
         Self {
             stream,
             id,
-            keys,
-            prev_kv: r.prev_kv,
+            interest: Arc::new(Interest::new(keys, r)),
             progress_notify: r.progress_notify,
             fragment: r.fragment,
-            no_put: filters(FilterType::Noput),
-            no_delete: filters(FilterType::Nodelete),
             next: 0,
             synced: true,
             quiet: true,
         }
-    }
-
-    /// The event as this watcher is sent it; `None` when it filters it out.
-    pub fn event(&self, event: &mvcc::Event) -> Option<mvccpb::Event> {
-        let (kind, filtered) = match event.kind {
-            EventKind::Put { .. } => (mvccpb::event::EventType::Put, self.no_put),
-            EventKind::Delete => (mvccpb::event::EventType::Delete, self.no_delete),
-        };
-        if filtered {
-            return None;
-        }
-        // The store encoded these; decoding shares their bytes.
-        let decode = |kv: &Bytes| mvccpb::KeyValue::decode(kv.clone()).ok();
-        Some(mvccpb::Event {
-            r#type: kind as i32,
-            kv: decode(&event.kv),
-            prev_kv: match self.prev_kv {
-                true => event.prev.as_ref().and_then(decode),
-                false => None,
-            },
-        })
     }
 }
