@@ -29,7 +29,7 @@ use crate::{
     lease::Fence,
     names::Names,
     observe::{Failure, Observed, observe},
-    plan::{Step, plan},
+    plan::{Plan, Step, plan},
     telemetry::Telemetry,
 };
 
@@ -55,6 +55,7 @@ pub struct Context<E> {
     /// What went wrong last with each cluster. Nothing is decided upon it: it is told, and says
     /// how long to wait.
     memory: Mutex<HashMap<(String, String), Memory>>,
+    planner: fn(&Observed) -> Plan,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,7 +99,14 @@ impl<E: Etcd> Context<E> {
             fence,
             telemetry,
             memory: Mutex::default(),
+            planner: plan,
         }
+    }
+
+    /// With another planner: tests show with a broken one that they would notice.
+    pub fn with_planner(mut self, planner: fn(&Observed) -> Plan) -> Self {
+        self.planner = planner;
+        self
     }
 
     /// Looks, plans and does one thing.
@@ -114,7 +122,7 @@ impl<E: Etcd> Context<E> {
             self.telemetry.forget(namespace, name);
             return Ok(Passed::Gone);
         };
-        let plan = plan(&seen);
+        let plan = (self.planner)(&seen);
         self.telemetry.cluster(namespace, name, &plan.status);
         let hands = Hands {
             client: &self.client,

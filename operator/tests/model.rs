@@ -1,0 +1,548 @@
+//! The operator in a model of Kubernetes and etcd: every scenario, with one fault at every call.
+//!
+//! The operator's own code runs: its requests go as HTTP to an API server in memory, its calls of
+//! etcd to a model of membership, and pods start by the decision table that `cairn` itself uses.
+//! After each pass the world moves a little. The promises are checked at each tick: no second
+//! cluster for one object, no empty disk that begins twice, no quorum lost by us, a budget that
+//! fits; and in the end all is as the spec asks, or the condition says what to do.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "model/api.rs"]
+mod api;
+#[path = "model/world.rs"]
+mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use crds::{
+    EtcdCluster, EtcdClusterSpec,
+    status::{Phase, condition},
+};
+use kube::Client;
+use operator::{
+    Settings,
+    lease::Fence,
+    observe::Observed,
+    plan::{Plan, Step, plan},
+    reconcile::{Context, Passed},
+    telemetry::Telemetry,
+};
+use parking_lot::Mutex;
+use record::Action;
+use serde_json::json;
+use world::{Fate, Fault, Members, NAMESPACE, World};
+
+const NAME: &str = "db";
+/// Passes after which a scenario counts as stuck.
+const PASSES: usize = 900;
+
+/// What somebody does.
+#[derive(Clone, Debug)]
+enum Do {
+    Create(EtcdClusterSpec),
+    Spec(fn(&mut EtcdClusterSpec)),
+    Delete,
+    WipeStatus,
+    DeletePod(&'static str),
+    DeleteAllPods,
+    DeleteSet(&'static str),
+    DeleteRecord(&'static str),
+    DeleteClaim(&'static str),
+    EmptyDisk(&'static str),
+    /// Lets this many passes go by.
+    Passes(usize),
+}
+
+/// How it ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Ready,
+    Stalled(&'static str),
+    Gone,
+    /// Nothing is waited for.
+    Any,
+}
+
+type Scenario = Vec<(Do, End)>;
+type Planner = fn(&Observed) -> Plan;
+
+fn sized(replicas: i32) -> EtcdClusterSpec {
+    EtcdClusterSpec {
+        replicas,
+        ..EtcdClusterSpec::default()
+    }
+}
+
+fn created(replicas: i32) -> (Do, End) {
+    (Do::Create(sized(replicas)), End::Ready)
+}
+
+struct Run {
+    world: Arc<Mutex<World>>,
+    context: Context<Members>,
+    planner: Planner,
+}
+
+impl Run {
+    fn new(fault: Option<Fault>, planner: Planner) -> Self {
+        let world = World::new();
+        world.lock().fault = fault;
+        let context = Self::operator(&world, planner);
+        Self {
+            world,
+            context,
+            planner,
+        }
+    }
+
+    /// A new process: it knows nothing.
+    fn operator(world: &Arc<Mutex<World>>, planner: Planner) -> Context<Members> {
+        let client = Client::new(api::Api(world.clone()), NAMESPACE);
+        let settings = Settings {
+            server_image: "cairn".into(),
+            version: "0.1.0".into(),
+            cluster_domain: "cluster.local".into(),
+        };
+        let fence = Fence::open_for(Duration::from_secs(1 << 30));
+        let members = Members(world.clone());
+        Context::new(client, members, settings, fence, Telemetry::new(), "model").with_planner(planner)
+    }
+
+    async fn pass(&mut self) -> Option<Passed> {
+        let killed = self.world.lock().killed.clone();
+        let passed = tokio::select! {
+            passed = self.context.pass(NAMESPACE, NAME) => Some(passed),
+            () = killed.notified() => None,
+        };
+        let passed = match passed {
+            Some(passed) => passed.ok(),
+            None => {
+                self.context = Self::operator(&self.world, self.planner);
+                None
+            }
+        };
+        self.world.lock().tick();
+        passed
+    }
+
+    fn act(&self, what: &Do) {
+        let mut world = self.world.lock();
+        let line = format!("tick {}: somebody does {what:?}", world.tick);
+        world.log.push(line.chars().take(120).collect());
+        let key = |plural: &str, name: &str| (plural.to_owned(), NAMESPACE.to_owned(), name.to_owned());
+        match what {
+            Do::Create(spec) => {
+                let object = EtcdCluster::new(NAME, spec.clone());
+                let object = serde_json::to_value(object).unwrap();
+                world.store.create("etcdclusters", NAMESPACE, object);
+            }
+            Do::Spec(change) => {
+                let mut spec = world.cluster(NAME).unwrap().spec;
+                change(&mut spec);
+                world.store.change("etcdclusters", NAMESPACE, NAME, |object| {
+                    object["spec"] = serde_json::to_value(&spec).unwrap();
+                });
+            }
+            Do::Delete => {
+                world.store.objects.remove(&key("etcdclusters", NAME));
+            }
+            Do::WipeStatus => world.store.change("etcdclusters", NAMESPACE, NAME, |object| {
+                object["status"] = json!({});
+            }),
+            Do::DeletePod(name) => world.delete_pod(name),
+            Do::DeleteAllPods => {
+                for pod in world.store.all("pods") {
+                    world.delete_pod(pod["metadata"]["name"].as_str().unwrap());
+                }
+            }
+            Do::DeleteSet(name) => {
+                world.store.objects.remove(&key("statefulsets", name));
+            }
+            Do::DeleteRecord(name) => {
+                world.store.objects.remove(&key("configmaps", name));
+            }
+            Do::DeleteClaim(name) => world.delete_claim(name),
+            Do::EmptyDisk(name) => world.empty_disk(name),
+            Do::Passes(_) => {}
+        }
+    }
+
+    fn has_ended(&self, passed: Option<Passed>, end: End) -> bool {
+        let world = self.world.lock();
+        let Some(cluster) = world.cluster(NAME) else {
+            return matches!(end, End::Gone) && passed == Some(Passed::Gone) && world.store.all("pods").is_empty();
+        };
+        let status = cluster.status.clone().unwrap_or_default();
+        let told = |name: &str| status.conditions.iter().find(|told| told.type_ == name).cloned();
+        let current = status.observed_generation == cluster.metadata.generation;
+        match end {
+            End::Ready => {
+                passed == Some(Passed::Resting)
+                    && current
+                    && status.phase == Some(Phase::Running)
+                    && status.replicas == cluster.spec.replicas
+                    && status.operation.is_none()
+                    && told(condition::READY).is_some_and(|told| told.status == "True")
+            }
+            End::Stalled(reason) => {
+                current
+                    && told(condition::STALLED)
+                        .is_some_and(|told| told.status == "True" && told.reason == reason)
+            }
+            End::Gone => false,
+            End::Any => true,
+        }
+    }
+
+    /// Plays a scenario to its end.
+    async fn play(mut self, scenario: &Scenario) -> Result<(u64, u64), String> {
+        for (what, end) in scenario {
+            self.act(what);
+            let least = match what {
+                Do::Passes(count) => *count,
+                _ => 2,
+            };
+            let mut passes = 0;
+            loop {
+                let passed = self.pass().await;
+                passes += 1;
+                let broken = self.world.lock().broken.first().cloned();
+                if let Some(broken) = broken {
+                    return Err(self.story(&broken));
+                }
+                if passes >= least && self.has_ended(passed, *end) {
+                    break;
+                }
+                if passes > PASSES {
+                    return Err(self.story(&format!("{what:?} did not end as {end:?}")));
+                }
+            }
+        }
+        let world = self.world.lock();
+        Ok((world.calls, world.changes))
+    }
+
+    fn story(&self, what: &str) -> String {
+        let world = self.world.lock();
+        let cluster = world.cluster(NAME).and_then(|cluster| cluster.status);
+        let status = serde_json::to_string_pretty(&cluster).unwrap();
+        let from = world.log.len().saturating_sub(60);
+        format!("{what}\n{}\n{status}", world.log[from..].join("\n"))
+    }
+}
+
+/// Time stands still but for waits: a call without an answer costs nothing.
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
+}
+
+fn play(scenario: &Scenario, fault: Option<Fault>, planner: Planner) -> Result<(u64, u64), String> {
+    runtime().block_on(Run::new(fault, planner).play(scenario))
+}
+
+const FATES: [Fate; 7] = [
+    Fate::KillBefore,
+    Fate::KillAfter,
+    Fate::Refuse(409),
+    Fate::Refuse(429),
+    Fate::Refuse(500),
+    Fate::Hang,
+    Fate::LoseAnswer,
+];
+
+/// Once without a fault, then with each fault at each call that changes something, then with the
+/// death of the operator and a failure at every `reads`-th call of any kind.
+fn endure(name: &str, scenario: &Scenario, reads: u64) {
+    let (calls, changes) = play(scenario, None, plan).unwrap_or_else(|story| panic!("{name}: {story}"));
+    let changing = (1..=changes).flat_map(|at| FATES.map(|fate| Fault { at, changes: true, fate }));
+    let step = usize::try_from(reads).unwrap();
+    let any = (1..=calls).step_by(step).flat_map(|at| {
+        [Fate::KillBefore, Fate::Refuse(500), Fate::Hang].map(|fate| Fault { at, changes: false, fate })
+    });
+    let mut runs = 1;
+    for fault in changing.chain(any) {
+        runs += 1;
+        if let Err(story) = play(scenario, Some(fault), plan) {
+            panic!("{name} with {fault:?}: {story}");
+        }
+    }
+    println!("{name}: {runs} runs, {calls} calls, {changes} of them change something");
+}
+
+#[test]
+fn one_member_is_created() {
+    endure("create 1", &vec![created(1)], 1);
+}
+
+#[test]
+fn three_members_are_created() {
+    endure("create 3", &vec![created(3)], 5);
+}
+
+#[test]
+fn five_members_are_created() {
+    endure("create 5", &vec![created(5)], 23);
+}
+
+#[test]
+fn a_cluster_grows_from_one_to_three_to_five() {
+    let scenario = vec![
+        created(1),
+        (Do::Spec(|spec| spec.replicas = 3), End::Ready),
+        (Do::Spec(|spec| spec.replicas = 5), End::Ready),
+    ];
+    endure("grow", &scenario, 29);
+}
+
+#[test]
+fn deleted_pods_come_back() {
+    let scenario = vec![
+        created(3),
+        (Do::DeletePod("db-0-0"), End::Ready),
+        (Do::DeletePod("db-2-0"), End::Ready),
+        (Do::DeleteAllPods, End::Ready),
+    ];
+    endure("pods deleted", &scenario, 29);
+}
+
+#[test]
+fn a_wiped_status_is_rebuilt_and_nothing_restarts() {
+    let scenario = vec![created(3), (Do::WipeStatus, End::Ready)];
+    endure("status wiped", &scenario, 29);
+    // With nobody up to ask: what the claims say suffices.
+    let scenario = vec![
+        created(3),
+        (Do::DeleteAllPods, End::Any),
+        (Do::WipeStatus, End::Ready),
+    ];
+    endure("status wiped with all pods gone", &scenario, 97);
+}
+
+#[test]
+fn a_status_wiped_at_any_moment_of_the_creation_founds_no_second_cluster() {
+    for passes in 1..170 {
+        let scenario = vec![
+            (Do::Create(sized(3)), End::Any),
+            (Do::Passes(passes), End::Any),
+            (Do::WipeStatus, End::Ready),
+        ];
+        play(&scenario, None, plan).unwrap_or_else(|story| panic!("after {passes} passes: {story}"));
+    }
+}
+
+#[test]
+fn a_pod_deleted_at_any_moment_of_the_creation_is_no_harm() {
+    for pod in ["db-0-0", "db-1-0"] {
+        for passes in 1..170 {
+            let scenario = vec![
+                (Do::Create(sized(3)), End::Any),
+                (Do::Passes(passes), End::Any),
+                (Do::DeletePod(pod), End::Ready),
+            ];
+            play(&scenario, None, plan).unwrap_or_else(|story| panic!("{pod} after {passes} passes: {story}"));
+        }
+    }
+}
+
+#[test]
+fn a_new_object_of_the_same_name_takes_over_nothing() {
+    let scenario = vec![
+        created(3),
+        (Do::Delete, End::Gone),
+        (Do::Create(sized(3)), End::Stalled("AdoptionRequired")),
+        (Do::DeleteClaim("db-0"), End::Any),
+        (Do::DeleteClaim("db-1"), End::Any),
+        (Do::DeleteClaim("db-2"), End::Ready),
+    ];
+    endure("created anew", &scenario, 37);
+    // At once, while Kubernetes still removes what was the old one's.
+    let scenario = vec![
+        created(3),
+        (Do::Delete, End::Any),
+        (Do::Create(sized(3)), End::Stalled("AdoptionRequired")),
+    ];
+    play(&scenario, None, plan).unwrap();
+}
+
+#[test]
+fn claims_go_with_the_cluster_when_told_so() {
+    let delete: fn(&mut EtcdClusterSpec) = |spec| {
+        spec.storage.retain.on_delete = crds::cluster::RetainPolicy::Delete;
+    };
+    let scenario = vec![
+        created(1),
+        (Do::Spec(delete), End::Ready),
+        (Do::Delete, End::Gone),
+        created(1),
+    ];
+    endure("claims go", &scenario, 7);
+}
+
+#[test]
+fn lost_disks_are_told_and_never_filled_anew() {
+    for (what, reason) in [
+        (Do::EmptyDisk("db-1"), "DataLost"),
+        (Do::EmptyDisk("db-0"), "DataLost"),
+        (Do::DeleteClaim("db-0"), "VolumeLost"),
+        (Do::DeleteClaim("db-2"), "VolumeLost"),
+    ] {
+        let scenario = vec![
+            created(3),
+            (what, End::Any),
+            (Do::DeleteAllPods, End::Stalled(reason)),
+            (Do::WipeStatus, End::Stalled(reason)),
+        ];
+        endure(reason, &scenario, 101);
+    }
+    // The only member: the last chance to found a cluster twice.
+    for wiped in [false, true] {
+        let mut scenario = vec![
+            created(1),
+            (Do::EmptyDisk("db-0"), End::Any),
+            (Do::DeleteAllPods, End::Any),
+        ];
+        if wiped {
+            scenario.push((Do::WipeStatus, End::Any));
+        }
+        scenario.push((Do::Passes(40), End::Stalled("DataLost")));
+        endure("the only disk emptied", &scenario, 11);
+    }
+}
+
+#[test]
+fn a_claim_lost_at_any_moment_of_the_creation_founds_no_second_cluster() {
+    for passes in 1..60 {
+        let mut run = Run::new(None, plan);
+        runtime().block_on(async {
+            run.act(&Do::Create(sized(1)));
+            for _ in 0..passes {
+                run.pass().await;
+            }
+            run.act(&Do::DeleteClaim("db-0"));
+            run.act(&Do::DeleteAllPods);
+            for _ in 0..60 {
+                run.pass().await;
+            }
+            run.act(&Do::WipeStatus);
+            for _ in 0..60 {
+                run.pass().await;
+            }
+            let broken = run.world.lock().broken.first().cloned();
+            assert!(broken.is_none(), "{}", run.story(&broken.unwrap()));
+        });
+    }
+}
+
+#[test]
+fn what_somebody_deletes_by_hand_comes_back_without_harm() {
+    let scenario = vec![
+        created(3),
+        (Do::DeleteSet("db-1"), End::Ready),
+        (Do::DeleteRecord("db-2"), End::Ready),
+        (Do::DeleteRecord("db-0"), End::Any),
+        (Do::DeletePod("db-0-0"), End::Ready),
+    ];
+    endure("deleted by hand", &scenario, 41);
+}
+
+#[test]
+fn what_is_not_possible_yet_is_refused_and_can_be_undone() {
+    let shrink: fn(&mut EtcdClusterSpec) = |spec| spec.replicas = 1;
+    let level: fn(&mut EtcdClusterSpec) = |spec| spec.etcd.log_level = crds::cluster::LogLevel::Debug;
+    let same: fn(&mut EtcdClusterSpec) = |spec| spec.etcd.log_level = crds::cluster::LogLevel::Info;
+    let version: fn(&mut EtcdClusterSpec) = |spec| spec.version = Some("0.2.0".into());
+    let unset: fn(&mut EtcdClusterSpec) = |spec| spec.version = None;
+    let larger: fn(&mut EtcdClusterSpec) = |spec| spec.storage.size.0 = "16Gi".into();
+    let scenario = vec![
+        created(3),
+        (Do::Spec(shrink), End::Stalled("ShrinkNotSupported")),
+        (Do::DeletePod("db-1-0"), End::Any),
+        (Do::Spec(|spec| spec.replicas = 3), End::Ready),
+        (Do::Spec(level), End::Stalled("TemplateChangeNotSupported")),
+        (Do::Spec(same), End::Ready),
+        (Do::Spec(version), End::Stalled("VersionChangeNotSupported")),
+        (Do::Spec(unset), End::Ready),
+        (Do::Spec(larger), End::Stalled("StorageCannotGrow")),
+    ];
+    endure("refused", &scenario, 61);
+}
+
+#[test]
+fn claims_grow_where_their_class_lets_them() {
+    let mut spec = sized(3);
+    spec.storage.storage_class_name = Some("elastic".into());
+    let larger: fn(&mut EtcdClusterSpec) = |spec| spec.storage.size.0 = "16Gi".into();
+    let scenario = vec![(Do::Create(spec), End::Ready), (Do::Spec(larger), End::Ready)];
+    endure("storage grows", &scenario, 41);
+}
+
+/// The same scenario with a planner that forgets what claims and members know: the model must
+/// notice, or it could not tell a good planner from a bad one.
+#[test]
+fn a_planner_that_founds_over_what_exists_is_caught() {
+    let forgetful: Planner = |seen| {
+        let mut seen = seen.clone();
+        for member in seen.members.values_mut() {
+            member.answer = None;
+            if let Some(volume) = &mut member.volume {
+                volume.cluster_id = None;
+            }
+            if let Some(record) = member.record.as_mut().and_then(|written| written.record.as_mut())
+                && record.action == Action::Run
+            {
+                record.action = Action::Hold;
+            }
+        }
+        if seen.status.cluster_id.is_none() {
+            seen.list = None;
+        }
+        plan(&seen)
+    };
+    let scenario = vec![
+        created(1),
+        (Do::EmptyDisk("db-0"), End::Any),
+        (Do::DeleteAllPods, End::Any),
+        (Do::WipeStatus, End::Any),
+        (Do::Passes(60), End::Any),
+    ];
+    play(&scenario, None, plan).unwrap();
+    let switched: Planner = forgetful;
+    let mut run = Run::new(None, plan);
+    runtime().block_on(async {
+        for (what, _) in &scenario {
+            run.act(what);
+            let passes = if matches!(what, Do::Create(_)) { 120 } else { 2 };
+            for _ in 0..passes {
+                run.pass().await;
+            }
+        }
+        run.planner = switched;
+        run.context = Run::operator(&run.world, switched);
+        for _ in 0..80 {
+            run.pass().await;
+        }
+        let broken = run.world.lock().broken.join("; ");
+        assert!(broken.contains("a second cluster was founded"), "{}", run.story(&broken));
+    });
+}
+
+#[test]
+fn a_planner_with_a_budget_too_small_is_caught() {
+    let careless: Planner = |seen| {
+        let mut seen = seen.clone();
+        if let Some(budget) = &mut seen.budget {
+            budget.min_available += 1;
+        }
+        let mut plan = plan(&seen);
+        plan.step = match plan.step {
+            Step::CreateBudget(least) => Step::CreateBudget(least - 1),
+            Step::ApplyBudget(least) => Step::ApplyBudget(least - 1),
+            other => other,
+        };
+        plan
+    };
+    let story = play(&vec![created(3)], None, careless).unwrap_err();
+    assert!(story.contains("the budget keeps"), "{story}");
+}
