@@ -289,7 +289,7 @@ pub enum RetainPolicy {
 }
 
 /// The members' pods.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSettings {
     /// Further labels; the operator's own win.
@@ -321,6 +321,22 @@ pub struct PodSettings {
     #[serde(default = "default_grace")]
     #[schemars(range(min = 5, max = 600))]
     pub termination_grace_period_seconds: i64,
+}
+
+impl Default for PodSettings {
+    fn default() -> Self {
+        Self {
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            resources: None,
+            anti_affinity: AntiAffinity::default(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            priority_class_name: None,
+            service_account_name: None,
+            termination_grace_period_seconds: default_grace(),
+        }
+    }
 }
 
 /// Whether members share a node.
@@ -390,10 +406,7 @@ impl Default for EtcdClusterSpec {
             image: None,
             etcd: EtcdSettings::default(),
             storage: Storage::default(),
-            pod: PodSettings {
-                termination_grace_period_seconds: default_grace(),
-                ..PodSettings::default()
-            },
+            pod: PodSettings::default(),
             services: Services::default(),
             paused: false,
         }

@@ -30,8 +30,6 @@ use crate::{
 
 /// How long the API server has to answer a question.
 const READ: Duration = Duration::from_secs(15);
-/// Most objects of one kind that are read: nine members, those that come and go, and strangers.
-const MAX_LISTED: u32 = 500;
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
@@ -291,7 +289,7 @@ where
         + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &names.namespace);
-    let selector = ListParams::default().labels(&names.selector()).limit(MAX_LISTED);
+    let selector = ListParams::default().labels(&names.selector());
     Ok(read(&format!("list {what}"), api.list(&selector)).await?.items)
 }
 
@@ -372,11 +370,19 @@ impl Observed {
     }
 
     fn note_foreign(&mut self, kind: &'static str, metadata: &ObjectMeta) {
+        let name = metadata.name.clone().unwrap_or_default();
+        let names = &self.names;
+        let in_the_way = names.number(&name).is_some()
+            || [names.peer_service(), names.client_service(), names.budget()].contains(&name);
+        // What else bears the label is no concern of ours, unless it holds or runs a member.
+        if !in_the_way && !matches!(kind, "StatefulSet" | "PersistentVolumeClaim") {
+            return;
+        }
         let labels = metadata.labels.as_ref();
         let uid = labels.and_then(|labels| labels.get(names::CLUSTER_UID)).cloned();
         self.foreign.push(Foreign {
             kind,
-            name: metadata.name.clone().unwrap_or_default(),
+            name,
             cluster_uid: uid.unwrap_or_default(),
         });
     }
@@ -493,7 +499,11 @@ fn trouble(pod: &Pod) -> Option<String> {
         if matches!(reason.as_str(), "" | "ContainerCreating" | "PodInitializing") {
             return None;
         }
-        let message = waiting.message.clone().unwrap_or_default();
+        // Its text counts seconds: a status that shows it would be written all the time.
+        let message = match reason.as_str() {
+            "CrashLoopBackOff" => "its container ends again and again".to_owned(),
+            _ => waiting.message.clone().unwrap_or_default(),
+        };
         let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
         let ended = ended.map(|ended| format!(", last exit code {}", ended.exit_code));
         return Some(format!("{reason}: {message}{}", ended.unwrap_or_default()));

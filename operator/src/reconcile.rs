@@ -41,6 +41,8 @@ const SOON: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(30);
 /// Longest time between tries of what fails.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How long an event may take: work waits meanwhile.
+const EVENT: Duration = Duration::from_secs(3);
 /// Longest note of an event that Kubernetes takes, in bytes.
 const MAX_NOTE_BYTES: usize = 1000;
 
@@ -245,7 +247,8 @@ impl<E: Etcd> Context<E> {
             return;
         };
         let reference = reference(&seen.names);
-        let published = tokio::time::timeout(left, self.recorder.publish(&event, &reference)).await;
+        let limit = left.min(EVENT);
+        let published = tokio::time::timeout(limit, self.recorder.publish(&event, &reference)).await;
         // An event is for people: nothing rests on it.
         if !matches!(published, Ok(Ok(()))) {
             debug!(reason, "could not publish an event");

@@ -21,8 +21,8 @@ use crds::{
 };
 use kube::Client;
 use operator::{
-    Settings,
-    lease::Fence,
+    Error, Settings,
+    lease::{Candidate, Fence, LENGTH},
     observe::Observed,
     plan::{Plan, Step, plan},
     reconcile::{Context, Passed},
@@ -67,6 +67,14 @@ enum End {
 type Scenario = Vec<(Do, End)>;
 type Planner = fn(&Observed) -> Plan;
 
+fn settings() -> Settings {
+    Settings {
+        server_image: "cairn".into(),
+        version: "0.1.0".into(),
+        cluster_domain: "cluster.local".into(),
+    }
+}
+
 fn sized(replicas: i32) -> EtcdClusterSpec {
     EtcdClusterSpec {
         replicas,
@@ -99,14 +107,10 @@ impl Run {
     /// A new process: it knows nothing.
     fn operator(world: &Arc<Mutex<World>>, planner: Planner) -> Context<Members> {
         let client = Client::new(api::Api(world.clone()), NAMESPACE);
-        let settings = Settings {
-            server_image: "cairn".into(),
-            version: "0.1.0".into(),
-            cluster_domain: "cluster.local".into(),
-        };
         let fence = Fence::open_for(Duration::from_secs(1 << 30));
         let members = Members(world.clone());
-        Context::new(client, members, settings, fence, Telemetry::new(), "model").with_planner(planner)
+        let context = Context::new(client, members, settings(), fence, Telemetry::new(), "model");
+        context.with_planner(planner)
     }
 
     async fn pass(&mut self) -> Option<Passed> {
@@ -239,7 +243,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn play(scenario: &Scenario, fault: Option<Fault>, planner: Planner) -> Result<(u64, u64), String> {
-    runtime().block_on(Run::new(fault, planner).play(scenario))
+    runtime().block_on(async { Run::new(fault, planner).play(scenario).await })
 }
 
 const FATES: [Fate; 7] = [
@@ -414,8 +418,8 @@ fn lost_disks_are_told_and_never_filled_anew() {
 #[test]
 fn a_claim_lost_at_any_moment_of_the_creation_founds_no_second_cluster() {
     for passes in 1..60 {
-        let mut run = Run::new(None, plan);
         runtime().block_on(async {
+            let mut run = Run::new(None, plan);
             run.act(&Do::Create(sized(1)));
             for _ in 0..passes {
                 run.pass().await;
@@ -478,6 +482,63 @@ fn claims_grow_where_their_class_lets_them() {
     endure("storage grows", &scenario, 41);
 }
 
+#[test]
+fn a_second_operator_takes_over_only_after_the_first_has_stopped() {
+    runtime().block_on(async {
+        let world = World::new();
+        let candidate = |identity: &str| {
+            let client = Client::new(api::Api(world.clone()), NAMESPACE);
+            let fence = Fence::shut();
+            (Candidate::new(client, NAMESPACE, "lease", identity, fence.clone()), fence)
+        };
+        let (mut first, first_fence) = candidate("first");
+        let (mut second, second_fence) = candidate("second");
+        assert!(first_fence.remaining().is_err());
+        first.acquire().await.unwrap();
+        // While it is renewed nobody else gets it.
+        tokio::select! {
+            lost = first.keep() => panic!("{lost}"),
+            got = second.acquire() => panic!("two hold it: {got:?}"),
+            () = tokio::time::sleep(Duration::from_secs(120)) => {}
+        }
+        assert!(first_fence.remaining().is_ok() && second_fence.remaining().is_err());
+        // The first hangs. When the second begins, the first may do nothing any more.
+        second.acquire().await.unwrap();
+        assert!(first_fence.remaining().is_err() && second_fence.remaining().is_ok());
+        assert!(matches!(first.keep().await, Error::LeaseLost));
+        // Given back, it is free at once.
+        second.release().await;
+        assert!(second_fence.remaining().is_err());
+        let (mut third, _) = candidate("third");
+        let began = tokio::time::Instant::now();
+        third.acquire().await.unwrap();
+        assert!(began.elapsed() < LENGTH);
+    });
+}
+
+#[test]
+fn without_a_lease_nothing_is_changed() {
+    runtime().block_on(async {
+        let mut run = Run::new(None, plan);
+        run.act(&Do::Create(sized(1)));
+        let fence = Fence::open_for(Duration::from_secs(5));
+        let client = Client::new(api::Api(run.world.clone()), NAMESPACE);
+        let members = Members(run.world.clone());
+        run.context = Context::new(client, members, settings(), fence, Telemetry::new(), "model");
+        for _ in 0..4 {
+            run.pass().await;
+        }
+        let changes = run.world.lock().changes;
+        assert!(changes > 0);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        for _ in 0..4 {
+            let result = run.context.pass(NAMESPACE, NAME).await;
+            assert!(matches!(result, Err(Error::LeaseLost)), "{result:?}");
+        }
+        assert_eq!(run.world.lock().changes, changes);
+    });
+}
+
 /// The same scenario with a planner that forgets what claims and members know: the model must
 /// notice, or it could not tell a good planner from a bad one.
 #[test]
@@ -509,8 +570,8 @@ fn a_planner_that_founds_over_what_exists_is_caught() {
     ];
     play(&scenario, None, plan).unwrap();
     let switched: Planner = forgetful;
-    let mut run = Run::new(None, plan);
     runtime().block_on(async {
+        let mut run = Run::new(None, plan);
         for (what, _) in &scenario {
             run.act(what);
             let passes = if matches!(what, Do::Create(_)) { 120 } else { 2 };
