@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 #[test]
 fn the_files_are_what_the_types_say() {
     for manifest in manifests::all().unwrap() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("yaml").join(manifest.file);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("yaml")
+            .join(manifest.file);
         let there = fs::read_to_string(&path).unwrap_or_default();
         assert!(
             there == manifest.yaml,
@@ -43,10 +45,19 @@ fn what_may_be_created() {
     for (name, spec) in [
         ("db", json!({})),
         ("db", json!({ "replicas": 1 })),
-        ("a-very-long-name-that-is-just-short-enough", json!({ "replicas": 9 })),
-        ("db", json!({ "storage": { "size": "1.5Gi", "storageClassName": "fast" } })),
+        (
+            "a-very-long-name-that-is-just-short-enough",
+            json!({ "replicas": 9 }),
+        ),
+        (
+            "db",
+            json!({ "storage": { "size": "1.5Gi", "storageClassName": "fast" } }),
+        ),
         ("db", json!({ "etcd": { "quotaBackendBytes": "8Gi" } })),
-        ("db", json!({ "etcd": { "extraArgs": [{ "name": "snapshot-count", "value": "1" }] } })),
+        (
+            "db",
+            json!({ "etcd": { "extraArgs": [{ "name": "snapshot-count", "value": "1" }] } }),
+        ),
     ] {
         assert_eq!(refusals(&cluster(name, spec.clone())), "", "{name} {spec}");
     }
@@ -65,8 +76,16 @@ fn what_may_not_be_created() {
         ),
         ("1db", json!({}), "starts with a letter"),
         ("my.db", json!({}), "starts with a letter"),
-        ("db", json!({ "storage": { "size": "0" } }), "size is a positive size"),
-        ("db", json!({ "etcd": { "quotaBackendBytes": "0" } }), "quotaBackendBytes is a positive"),
+        (
+            "db",
+            json!({ "storage": { "size": "0" } }),
+            "size is a positive size",
+        ),
+        (
+            "db",
+            json!({ "etcd": { "quotaBackendBytes": "0" } }),
+            "quotaBackendBytes is a positive",
+        ),
         (
             "db",
             json!({ "etcd": { "extraArgs": [argument("pre-vote"), argument("pre-vote")] } }),
@@ -95,8 +114,14 @@ fn what_may_not_be_created() {
 fn what_may_be_changed() {
     let old = json!({ "storage": { "size": "8Gi", "storageClassName": "fast" } });
     for (new, message) in [
-        (json!({ "storage": { "size": "16Gi", "storageClassName": "fast" } }), None),
-        (json!({ "replicas": 5, "storage": { "size": "8192Mi", "storageClassName": "fast" } }), None),
+        (
+            json!({ "storage": { "size": "16Gi", "storageClassName": "fast" } }),
+            None,
+        ),
+        (
+            json!({ "replicas": 5, "storage": { "size": "8192Mi", "storageClassName": "fast" } }),
+            None,
+        ),
         (
             json!({ "storage": { "size": "4Gi", "storageClassName": "fast" } }),
             Some("storage can only grow"),
@@ -105,7 +130,10 @@ fn what_may_be_changed() {
             json!({ "storage": { "size": "8Gi", "storageClassName": "slow" } }),
             Some("storageClassName cannot be changed"),
         ),
-        (json!({ "storage": { "size": "8Gi" } }), Some("storageClassName cannot be changed")),
+        (
+            json!({ "storage": { "size": "8Gi" } }),
+            Some("storageClassName cannot be changed"),
+        ),
         (
             json!({ "replicas": 2, "storage": { "size": "8Gi", "storageClassName": "fast" } }),
             Some("replicas is odd"),
@@ -138,10 +166,16 @@ fn bounds(schema: &Value, above: Option<&Value>, path: &str, seen: &mut u32) {
         if let Some(number) = default.as_f64() {
             let least = schema["minimum"].as_f64().unwrap_or(f64::MIN);
             let most = schema["maximum"].as_f64().unwrap_or(f64::MAX);
-            assert!((least..=most).contains(&number), "{path}: the default {number} is out of bounds");
+            assert!(
+                (least..=most).contains(&number),
+                "{path}: the default {number} is out of bounds"
+            );
         }
         if let Some(allowed) = schema["enum"].as_array() {
-            assert!(allowed.contains(default), "{path}: the default {default} is none of {allowed:?}");
+            assert!(
+                allowed.contains(default),
+                "{path}: the default {default} is none of {allowed:?}"
+            );
         }
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -155,9 +189,23 @@ fn bounds(schema: &Value, above: Option<&Value>, path: &str, seen: &mut u32) {
 fn the_scale_subresource_and_the_columns_are_there() {
     let crd = serde_json::to_value(EtcdCluster::crd()).unwrap();
     let version = &crd["spec"]["versions"][0];
-    assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.replicas");
-    assert_eq!(version["subresources"]["scale"]["labelSelectorPath"], ".status.selector");
+    assert_eq!(
+        version["subresources"]["scale"]["specReplicasPath"],
+        ".spec.replicas"
+    );
+    assert_eq!(
+        version["subresources"]["scale"]["labelSelectorPath"],
+        ".status.selector"
+    );
     let columns = version["additionalPrinterColumns"].as_array().unwrap();
-    let names: Vec<&str> = columns.iter().filter_map(|column| column["name"].as_str()).collect();
-    assert_eq!(names, ["Ready", "Status", "Leader", "Version", "DB Size", "Age", "Message"]);
+    let names: Vec<&str> = columns
+        .iter()
+        .filter_map(|column| column["name"].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "Ready", "Status", "Leader", "Version", "DB Size", "Age", "Message"
+        ]
+    );
 }

@@ -41,7 +41,11 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Turns EtcdCluster objects into clusters that look after themselves.
 #[derive(Parser)]
-#[command(name = "cairn-operator", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "cairn-operator",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -118,7 +122,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cairn-operator: could not start threads: {error}");
@@ -148,11 +155,22 @@ async fn look(args: ProbeArgs) -> anyhow::Result<()> {
 }
 
 fn log(args: &RunArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .with_context(|| format!("--log-level {}: use error, warn, info, debug or trace", args.log_level))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&args.log_level).with_context(|| {
+        format!(
+            "--log-level {}: use error, warn, info, debug or trace",
+            args.log_level
+        )
+    })?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(true).init(),
+        LogFormat::Json => subscriber
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .init(),
         LogFormat::Console => subscriber.init(),
     }
     Ok(())
@@ -219,7 +237,10 @@ async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
     let config = Config::infer().await.context(
         "no Kubernetes to talk to: run inside of a pod, or set KUBECONFIG to a kubeconfig file",
     )?;
-    let namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = args
+        .lease_namespace
+        .clone()
+        .unwrap_or_else(|| config.default_namespace.clone());
     let client = client(config, &telemetry)?;
     established(&client).await?;
     telemetry.serve();
@@ -228,11 +249,17 @@ async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
         _ => format!("cairn-operator-{:08x}", rand::random::<u32>()),
     };
     let fence = Fence::shut();
-    let mut candidate =
-        Candidate::new(client.clone(), &namespace, &args.lease_name, &identity, fence.clone());
-    candidate.acquire().await.with_context(|| {
-        format!("no Lease {} in namespace {namespace}", args.lease_name)
-    })?;
+    let mut candidate = Candidate::new(
+        client.clone(),
+        &namespace,
+        &args.lease_name,
+        &identity,
+        fence.clone(),
+    );
+    candidate
+        .acquire()
+        .await
+        .with_context(|| format!("no Lease {} in namespace {namespace}", args.lease_name))?;
     let settings = Settings {
         server_image: args.server_image.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -283,10 +310,15 @@ async fn established(client: &Client) -> anyhow::Result<()> {
     let name = "etcdclusters.cairn.dev";
     let until = tokio::time::Instant::now() + CRD_WAIT;
     loop {
-        let found = api.get_opt(name).await.context("could not read the CustomResourceDefinition")?;
+        let found = api
+            .get_opt(name)
+            .await
+            .context("could not read the CustomResourceDefinition")?;
         if let Some(crd) = found {
             let schema = crd.annotations().get(manifests::SCHEMA_ANNOTATION);
-            let schema = schema.and_then(|schema| schema.parse::<u32>().ok()).unwrap_or_default();
+            let schema = schema
+                .and_then(|schema| schema.parse::<u32>().ok())
+                .unwrap_or_default();
             if schema < manifests::SCHEMA {
                 bail!(
                     "the CustomResourceDefinition {name} has schema {schema} and this operator needs {}: \
@@ -294,7 +326,10 @@ async fn established(client: &Client) -> anyhow::Result<()> {
                     manifests::SCHEMA
                 );
             }
-            let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
+            let conditions = crd
+                .status
+                .and_then(|status| status.conditions)
+                .unwrap_or_default();
             let mut conditions = conditions.iter();
             if conditions.any(|told| told.type_ == "Established" && told.status == "True") {
                 return Ok(());
@@ -316,15 +351,24 @@ async fn controller(
 ) {
     let clusters: Api<DeserializeGuard<EtcdCluster>> = Api::all(client.clone());
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=cairn-operator");
-    let config = controller::Config::default().concurrency(concurrency).debounce(DEBOUNCE);
+    let config = controller::Config::default()
+        .concurrency(concurrency)
+        .debounce(DEBOUNCE);
     controller::Controller::new(clusters, watcher::Config::default())
         .with_config(config)
         .owns(Api::<StatefulSet>::all(client.clone()), ours.clone())
         .owns(Api::<Service>::all(client.clone()), ours.clone())
         .owns(Api::<ConfigMap>::all(client.clone()), ours.clone())
-        .owns(Api::<PodDisruptionBudget>::all(client.clone()), ours.clone())
-        .watches(Api::<Pod>::all(client.clone()), ours.clone(), |pod| by_label(&pod))
-        .watches(Api::<PersistentVolumeClaim>::all(client), ours, |claim| by_label(&claim))
+        .owns(
+            Api::<PodDisruptionBudget>::all(client.clone()),
+            ours.clone(),
+        )
+        .watches(Api::<Pod>::all(client.clone()), ours.clone(), |pod| {
+            by_label(&pod)
+        })
+        .watches(Api::<PersistentVolumeClaim>::all(client), ours, |claim| {
+            by_label(&claim)
+        })
         .graceful_shutdown_on(ended)
         .run(run, on_error, context)
         .for_each(|_| async {})

@@ -86,6 +86,13 @@ fn created(replicas: i32) -> (Do, End) {
     (Do::Create(sized(replicas)), End::Ready)
 }
 
+/// A moment of a scenario: before a pass.
+struct Moment {
+    step: usize,
+    passes: usize,
+    world: World,
+}
+
 struct Run {
     world: Arc<Mutex<World>>,
     context: Context<Members>,
@@ -93,9 +100,18 @@ struct Run {
 }
 
 impl Run {
-    fn new(fault: Option<Fault>, planner: Planner) -> Self {
-        let world = World::new();
-        world.lock().fault = fault;
+    fn new(planner: Planner) -> Self {
+        Self::on(World::new(), planner)
+    }
+
+    fn from(moment: &Moment, fault: Fault) -> Self {
+        let mut world = moment.world.clone();
+        world.fault = Some(fault);
+        world.killed = Arc::default();
+        Self::on(Arc::new(Mutex::new(world)), plan)
+    }
+
+    fn on(world: Arc<Mutex<World>>, planner: Planner) -> Self {
         let context = Self::operator(&world, planner);
         Self {
             world,
@@ -109,7 +125,14 @@ impl Run {
         let client = Client::new(api::Api(world.clone()), NAMESPACE);
         let fence = Fence::open_for(Duration::from_secs(1 << 30));
         let members = Members(world.clone());
-        let context = Context::new(client, members, settings(), fence, Telemetry::new(), "model");
+        let context = Context::new(
+            client,
+            members,
+            settings(),
+            fence,
+            Telemetry::new(),
+            "model",
+        );
         context.with_planner(planner)
     }
 
@@ -134,7 +157,8 @@ impl Run {
         let mut world = self.world.lock();
         let line = format!("tick {}: somebody does {what:?}", world.tick);
         world.log.push(line.chars().take(120).collect());
-        let key = |plural: &str, name: &str| (plural.to_owned(), NAMESPACE.to_owned(), name.to_owned());
+        let key =
+            |plural: &str, name: &str| (plural.to_owned(), NAMESPACE.to_owned(), name.to_owned());
         match what {
             Do::Create(spec) => {
                 let object = EtcdCluster::new(NAME, spec.clone());
@@ -144,16 +168,20 @@ impl Run {
             Do::Spec(change) => {
                 let mut spec = world.cluster(NAME).unwrap().spec;
                 change(&mut spec);
-                world.store.change("etcdclusters", NAMESPACE, NAME, |object| {
-                    object["spec"] = serde_json::to_value(&spec).unwrap();
-                });
+                world
+                    .store
+                    .change("etcdclusters", NAMESPACE, NAME, |object| {
+                        object["spec"] = serde_json::to_value(&spec).unwrap();
+                    });
             }
             Do::Delete => {
                 world.store.objects.remove(&key("etcdclusters", NAME));
             }
-            Do::WipeStatus => world.store.change("etcdclusters", NAMESPACE, NAME, |object| {
-                object["status"] = json!({});
-            }),
+            Do::WipeStatus => world
+                .store
+                .change("etcdclusters", NAMESPACE, NAME, |object| {
+                    object["status"] = json!({});
+                }),
             Do::DeletePod(name) => world.delete_pod(name),
             Do::DeleteAllPods => {
                 for pod in world.store.all("pods") {
@@ -175,10 +203,18 @@ impl Run {
     fn has_ended(&self, passed: Option<Passed>, end: End) -> bool {
         let world = self.world.lock();
         let Some(cluster) = world.cluster(NAME) else {
-            return matches!(end, End::Gone) && passed == Some(Passed::Gone) && world.store.all("pods").is_empty();
+            return matches!(end, End::Gone)
+                && passed == Some(Passed::Gone)
+                && world.store.all("pods").is_empty();
         };
         let status = cluster.status.clone().unwrap_or_default();
-        let told = |name: &str| status.conditions.iter().find(|told| told.type_ == name).cloned();
+        let told = |name: &str| {
+            status
+                .conditions
+                .iter()
+                .find(|told| told.type_ == name)
+                .cloned()
+        };
         let current = status.observed_generation == cluster.metadata.generation;
         match end {
             End::Ready => {
@@ -199,32 +235,60 @@ impl Run {
         }
     }
 
-    /// Plays a scenario to its end.
-    async fn play(mut self, scenario: &Scenario) -> Result<(u64, u64), String> {
-        for (what, end) in scenario {
+    /// Plays a scenario to its end, and keeps the moment before each pass.
+    async fn play(&mut self, scenario: &Scenario) -> Result<Vec<Moment>, String> {
+        let mut moments = Vec::new();
+        for (at, (what, _)) in scenario.iter().enumerate() {
             self.act(what);
-            let least = match what {
-                Do::Passes(count) => *count,
-                _ => 2,
-            };
-            let mut passes = 0;
-            loop {
-                let passed = self.pass().await;
-                passes += 1;
-                let broken = self.world.lock().broken.first().cloned();
-                if let Some(broken) = broken {
-                    return Err(self.story(&broken));
-                }
-                if passes >= least && self.has_ended(passed, *end) {
-                    break;
-                }
-                if passes > PASSES {
-                    return Err(self.story(&format!("{what:?} did not end as {end:?}")));
-                }
+            self.play_step(scenario, at, 0, Some(&mut moments)).await?;
+        }
+        Ok(moments)
+    }
+
+    /// Plays on from a moment.
+    async fn play_on(&mut self, scenario: &Scenario, moment: &Moment) -> Result<(), String> {
+        self.play_step(scenario, moment.step, moment.passes, None)
+            .await?;
+        for (at, (what, _)) in scenario.iter().enumerate().skip(moment.step + 1) {
+            self.act(what);
+            self.play_step(scenario, at, 0, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn play_step(
+        &mut self,
+        scenario: &Scenario,
+        step: usize,
+        mut passes: usize,
+        mut moments: Option<&mut Vec<Moment>>,
+    ) -> Result<(), String> {
+        let (what, end) = &scenario[step];
+        let least = match what {
+            Do::Passes(count) => *count,
+            _ => 2,
+        };
+        loop {
+            if let Some(moments) = &mut moments {
+                moments.push(Moment {
+                    step,
+                    passes,
+                    world: self.world.lock().clone(),
+                });
+            }
+            let passed = self.pass().await;
+            passes += 1;
+            let broken = self.world.lock().broken.first().cloned();
+            if let Some(broken) = broken {
+                return Err(self.story(&broken));
+            }
+            if passes >= least && self.has_ended(passed, *end) {
+                return Ok(());
+            }
+            if passes > PASSES {
+                return Err(self.story(&format!("{what:?} did not end as {end:?}")));
             }
         }
-        let world = self.world.lock();
-        Ok((world.calls, world.changes))
     }
 
     fn story(&self, what: &str) -> String {
@@ -242,8 +306,8 @@ fn runtime() -> tokio::runtime::Runtime {
     builder.enable_all().start_paused(true).build().unwrap()
 }
 
-fn play(scenario: &Scenario, fault: Option<Fault>, planner: Planner) -> Result<(u64, u64), String> {
-    runtime().block_on(async { Run::new(fault, planner).play(scenario).await })
+fn play(scenario: &Scenario, planner: Planner) -> Result<Vec<Moment>, String> {
+    runtime().block_on(async { Run::new(planner).play(scenario).await })
 }
 
 const FATES: [Fate; 7] = [
@@ -256,38 +320,107 @@ const FATES: [Fate; 7] = [
     Fate::LoseAnswer,
 ];
 
-/// Once without a fault, then with each fault at each call that changes something, then with the
-/// death of the operator and a failure at every `reads`-th call of any kind.
-fn endure(name: &str, scenario: &Scenario, reads: u64) {
-    let (calls, changes) = play(scenario, None, plan).unwrap_or_else(|story| panic!("{name}: {story}"));
-    let changing = (1..=changes).flat_map(|at| FATES.map(|fate| Fault { at, changes: true, fate }));
-    let step = usize::try_from(reads).unwrap();
-    let any = (1..=calls).step_by(step).flat_map(|at| {
-        [Fate::KillBefore, Fate::Refuse(500), Fate::Hang].map(|fate| Fault { at, changes: false, fate })
-    });
+/// Where faults are tried: from which step of the scenario on, and at each how many-th call that
+/// changes something and of all calls.
+#[derive(Clone, Copy)]
+struct Faults {
+    from: usize,
+    changes: usize,
+    calls: usize,
+}
+
+/// Once without a fault; then with each fault at the calls that change something, and with the
+/// operator's death, a failure and a call without an answer at calls of any kind. Each of these
+/// goes on from the moment before the pass that makes the call: what led there was the same.
+fn endure(name: &str, scenario: &Scenario, faults: Faults) {
+    let moments = play(scenario, plan).unwrap_or_else(|story| panic!("{name}: {story}"));
     let mut runs = 1;
-    for fault in changing.chain(any) {
+    let mut endure = |moment: &Moment, fault: Fault| {
         runs += 1;
-        if let Err(story) = play(scenario, Some(fault), plan) {
-            panic!("{name} with {fault:?}: {story}");
+        let played =
+            runtime().block_on(async { Run::from(moment, fault).play_on(scenario, moment).await });
+        played.unwrap_or_else(|story| panic!("{name} with {fault:?}: {story}"));
+    };
+    for pair in moments.windows(2) {
+        let (moment, next) = (&pair[0], &pair[1]);
+        if moment.step < faults.from {
+            continue;
+        }
+        for at in moment.world.changes + 1..=next.world.changes {
+            if at % u64::try_from(faults.changes).unwrap() == 0 {
+                for fate in FATES {
+                    endure(
+                        moment,
+                        Fault {
+                            at,
+                            changes: true,
+                            fate,
+                        },
+                    );
+                }
+            }
+        }
+        for at in moment.world.calls + 1..=next.world.calls {
+            if at % u64::try_from(faults.calls).unwrap() == 0 {
+                for fate in [Fate::KillBefore, Fate::Refuse(500), Fate::Hang] {
+                    endure(
+                        moment,
+                        Fault {
+                            at,
+                            changes: false,
+                            fate,
+                        },
+                    );
+                }
+            }
         }
     }
-    println!("{name}: {runs} runs, {calls} calls, {changes} of them change something");
+    let last = moments.last().unwrap();
+    println!(
+        "{name}: {runs} runs over {} calls, {} of them changes",
+        last.world.calls, last.world.changes
+    );
+}
+
+/// Faults from this step on, at every call that changes something and some others.
+fn from(from: usize) -> Faults {
+    Faults {
+        from,
+        changes: 1,
+        calls: 23,
+    }
+}
+
+/// The same at fewer calls, for what repeats itself.
+fn some(from: usize) -> Faults {
+    Faults {
+        from,
+        changes: 4,
+        calls: 101,
+    }
 }
 
 #[test]
 fn one_member_is_created() {
-    endure("create 1", &vec![created(1)], 1);
+    endure(
+        "create 1",
+        &vec![created(1)],
+        Faults {
+            from: 0,
+            changes: 1,
+            calls: 3,
+        },
+    );
 }
 
 #[test]
 fn three_members_are_created() {
-    endure("create 3", &vec![created(3)], 5);
+    endure("create 3", &vec![created(3)], from(0));
 }
 
 #[test]
 fn five_members_are_created() {
-    endure("create 5", &vec![created(5)], 23);
+    endure("create 5", &vec![created(5)], some(0));
 }
 
 #[test]
@@ -297,7 +430,7 @@ fn a_cluster_grows_from_one_to_three_to_five() {
         (Do::Spec(|spec| spec.replicas = 3), End::Ready),
         (Do::Spec(|spec| spec.replicas = 5), End::Ready),
     ];
-    endure("grow", &scenario, 29);
+    endure("grow", &scenario, from(1));
 }
 
 #[test]
@@ -308,44 +441,45 @@ fn deleted_pods_come_back() {
         (Do::DeletePod("db-2-0"), End::Ready),
         (Do::DeleteAllPods, End::Ready),
     ];
-    endure("pods deleted", &scenario, 29);
+    endure("pods deleted", &scenario, from(1));
 }
 
 #[test]
 fn a_wiped_status_is_rebuilt_and_nothing_restarts() {
     let scenario = vec![created(3), (Do::WipeStatus, End::Ready)];
-    endure("status wiped", &scenario, 29);
+    endure("status wiped", &scenario, from(1));
     // With nobody up to ask: what the claims say suffices.
     let scenario = vec![
         created(3),
         (Do::DeleteAllPods, End::Any),
         (Do::WipeStatus, End::Ready),
     ];
-    endure("status wiped with all pods gone", &scenario, 97);
+    endure("status wiped with all pods gone", &scenario, from(1));
 }
 
 #[test]
 fn a_status_wiped_at_any_moment_of_the_creation_founds_no_second_cluster() {
-    for passes in 1..170 {
+    for passes in (1..170).step_by(2) {
         let scenario = vec![
             (Do::Create(sized(3)), End::Any),
             (Do::Passes(passes), End::Any),
             (Do::WipeStatus, End::Ready),
         ];
-        play(&scenario, None, plan).unwrap_or_else(|story| panic!("after {passes} passes: {story}"));
+        play(&scenario, plan).unwrap_or_else(|story| panic!("after {passes} passes: {story}"));
     }
 }
 
 #[test]
 fn a_pod_deleted_at_any_moment_of_the_creation_is_no_harm() {
     for pod in ["db-0-0", "db-1-0"] {
-        for passes in 1..170 {
+        for passes in (1..170).step_by(3) {
             let scenario = vec![
                 (Do::Create(sized(3)), End::Any),
                 (Do::Passes(passes), End::Any),
                 (Do::DeletePod(pod), End::Ready),
             ];
-            play(&scenario, None, plan).unwrap_or_else(|story| panic!("{pod} after {passes} passes: {story}"));
+            play(&scenario, plan)
+                .unwrap_or_else(|story| panic!("{pod} after {passes} passes: {story}"));
         }
     }
 }
@@ -360,14 +494,14 @@ fn a_new_object_of_the_same_name_takes_over_nothing() {
         (Do::DeleteClaim("db-1"), End::Any),
         (Do::DeleteClaim("db-2"), End::Ready),
     ];
-    endure("created anew", &scenario, 37);
+    endure("created anew", &scenario, some(1));
     // At once, while Kubernetes still removes what was the old one's.
     let scenario = vec![
         created(3),
         (Do::Delete, End::Any),
         (Do::Create(sized(3)), End::Stalled("AdoptionRequired")),
     ];
-    play(&scenario, None, plan).unwrap();
+    play(&scenario, plan).unwrap();
 }
 
 #[test]
@@ -381,7 +515,7 @@ fn claims_go_with_the_cluster_when_told_so() {
         (Do::Delete, End::Gone),
         created(1),
     ];
-    endure("claims go", &scenario, 7);
+    endure("claims go", &scenario, from(1));
 }
 
 #[test]
@@ -398,7 +532,7 @@ fn lost_disks_are_told_and_never_filled_anew() {
             (Do::DeleteAllPods, End::Stalled(reason)),
             (Do::WipeStatus, End::Stalled(reason)),
         ];
-        endure(reason, &scenario, 101);
+        endure(reason, &scenario, some(1));
     }
     // The only member: the last chance to found a cluster twice.
     for wiped in [false, true] {
@@ -411,7 +545,7 @@ fn lost_disks_are_told_and_never_filled_anew() {
             scenario.push((Do::WipeStatus, End::Any));
         }
         scenario.push((Do::Passes(40), End::Stalled("DataLost")));
-        endure("the only disk emptied", &scenario, 11);
+        endure("the only disk emptied", &scenario, from(1));
     }
 }
 
@@ -419,7 +553,7 @@ fn lost_disks_are_told_and_never_filled_anew() {
 fn a_claim_lost_at_any_moment_of_the_creation_founds_no_second_cluster() {
     for passes in 1..60 {
         runtime().block_on(async {
-            let mut run = Run::new(None, plan);
+            let mut run = Run::new(plan);
             run.act(&Do::Create(sized(1)));
             for _ in 0..passes {
                 run.pass().await;
@@ -448,13 +582,14 @@ fn what_somebody_deletes_by_hand_comes_back_without_harm() {
         (Do::DeleteRecord("db-0"), End::Any),
         (Do::DeletePod("db-0-0"), End::Ready),
     ];
-    endure("deleted by hand", &scenario, 41);
+    endure("deleted by hand", &scenario, from(1));
 }
 
 #[test]
 fn what_is_not_possible_yet_is_refused_and_can_be_undone() {
     let shrink: fn(&mut EtcdClusterSpec) = |spec| spec.replicas = 1;
-    let level: fn(&mut EtcdClusterSpec) = |spec| spec.etcd.log_level = crds::cluster::LogLevel::Debug;
+    let level: fn(&mut EtcdClusterSpec) =
+        |spec| spec.etcd.log_level = crds::cluster::LogLevel::Debug;
     let same: fn(&mut EtcdClusterSpec) = |spec| spec.etcd.log_level = crds::cluster::LogLevel::Info;
     let version: fn(&mut EtcdClusterSpec) = |spec| spec.version = Some("0.2.0".into());
     let unset: fn(&mut EtcdClusterSpec) = |spec| spec.version = None;
@@ -470,7 +605,7 @@ fn what_is_not_possible_yet_is_refused_and_can_be_undone() {
         (Do::Spec(unset), End::Ready),
         (Do::Spec(larger), End::Stalled("StorageCannotGrow")),
     ];
-    endure("refused", &scenario, 61);
+    endure("refused", &scenario, some(1));
 }
 
 #[test]
@@ -478,8 +613,11 @@ fn claims_grow_where_their_class_lets_them() {
     let mut spec = sized(3);
     spec.storage.storage_class_name = Some("elastic".into());
     let larger: fn(&mut EtcdClusterSpec) = |spec| spec.storage.size.0 = "16Gi".into();
-    let scenario = vec![(Do::Create(spec), End::Ready), (Do::Spec(larger), End::Ready)];
-    endure("storage grows", &scenario, 41);
+    let scenario = vec![
+        (Do::Create(spec), End::Ready),
+        (Do::Spec(larger), End::Ready),
+    ];
+    endure("storage grows", &scenario, from(1));
 }
 
 #[test]
@@ -489,7 +627,10 @@ fn a_second_operator_takes_over_only_after_the_first_has_stopped() {
         let candidate = |identity: &str| {
             let client = Client::new(api::Api(world.clone()), NAMESPACE);
             let fence = Fence::shut();
-            (Candidate::new(client, NAMESPACE, "lease", identity, fence.clone()), fence)
+            (
+                Candidate::new(client, NAMESPACE, "lease", identity, fence.clone()),
+                fence,
+            )
         };
         let (mut first, first_fence) = candidate("first");
         let (mut second, second_fence) = candidate("second");
@@ -519,12 +660,19 @@ fn a_second_operator_takes_over_only_after_the_first_has_stopped() {
 #[test]
 fn without_a_lease_nothing_is_changed() {
     runtime().block_on(async {
-        let mut run = Run::new(None, plan);
+        let mut run = Run::new(plan);
         run.act(&Do::Create(sized(1)));
         let fence = Fence::open_for(Duration::from_secs(5));
         let client = Client::new(api::Api(run.world.clone()), NAMESPACE);
         let members = Members(run.world.clone());
-        run.context = Context::new(client, members, settings(), fence, Telemetry::new(), "model");
+        run.context = Context::new(
+            client,
+            members,
+            settings(),
+            fence,
+            Telemetry::new(),
+            "model",
+        );
         for _ in 0..4 {
             run.pass().await;
         }
@@ -545,19 +693,24 @@ fn without_a_lease_nothing_is_changed() {
 fn a_planner_that_founds_over_what_exists_is_caught() {
     let forgetful: Planner = |seen| {
         let mut seen = seen.clone();
+        seen.status.cluster_id = None;
+        seen.list = None;
         for member in seen.members.values_mut() {
             member.answer = None;
             if let Some(volume) = &mut member.volume {
                 volume.cluster_id = None;
             }
-            if let Some(record) = member.record.as_mut().and_then(|written| written.record.as_mut())
+            if let Some(pod) = &mut member.pod {
+                pod.refused = None;
+            }
+            if let Some(record) = member
+                .record
+                .as_mut()
+                .and_then(|written| written.record.as_mut())
                 && record.action == Action::Run
             {
                 record.action = Action::Hold;
             }
-        }
-        if seen.status.cluster_id.is_none() {
-            seen.list = None;
         }
         plan(&seen)
     };
@@ -568,24 +721,31 @@ fn a_planner_that_founds_over_what_exists_is_caught() {
         (Do::WipeStatus, End::Any),
         (Do::Passes(60), End::Any),
     ];
-    play(&scenario, None, plan).unwrap();
-    let switched: Planner = forgetful;
+    play(&scenario, plan).unwrap();
     runtime().block_on(async {
-        let mut run = Run::new(None, plan);
+        let mut run = Run::new(plan);
         for (what, _) in &scenario {
             run.act(what);
-            let passes = if matches!(what, Do::Create(_)) { 120 } else { 2 };
+            let passes = if matches!(what, Do::Create(_)) {
+                120
+            } else {
+                2
+            };
             for _ in 0..passes {
                 run.pass().await;
             }
         }
-        run.planner = switched;
-        run.context = Run::operator(&run.world, switched);
+        run.planner = forgetful;
+        run.context = Run::operator(&run.world, forgetful);
         for _ in 0..80 {
             run.pass().await;
         }
         let broken = run.world.lock().broken.join("; ");
-        assert!(broken.contains("a second cluster was founded"), "{}", run.story(&broken));
+        assert!(
+            broken.contains("a second cluster was founded"),
+            "{}",
+            run.story(&broken)
+        );
     });
 }
 
@@ -604,6 +764,6 @@ fn a_planner_with_a_budget_too_small_is_caught() {
         };
         plan
     };
-    let story = play(&vec![created(3)], None, careless).unwrap_err();
+    let story = play(&vec![created(3)], careless).err().unwrap();
     assert!(story.contains("the budget keeps"), "{story}");
 }

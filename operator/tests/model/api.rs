@@ -22,7 +22,7 @@ use crate::world::{Fate, World};
 pub type Key = (String, String, String);
 
 /// The objects.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Store {
     pub objects: BTreeMap<Key, Value>,
     /// What each manager applied, as paths of leaves.
@@ -70,7 +70,8 @@ impl Store {
     }
 
     pub fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<&Value> {
-        self.objects.get(&(plural.to_owned(), namespace.to_owned(), name.to_owned()))
+        self.objects
+            .get(&(plural.to_owned(), namespace.to_owned(), name.to_owned()))
     }
 
     /// All of a kind.
@@ -86,7 +87,11 @@ impl Store {
         };
         let key = (plural.to_owned(), namespace.to_owned(), name.clone());
         if self.objects.contains_key(&key) {
-            return failure(409, "AlreadyExists", &format!("{plural} \"{name}\" already exists"));
+            return failure(
+                409,
+                "AlreadyExists",
+                &format!("{plural} \"{name}\" already exists"),
+            );
         }
         let (api, kind) = kind(plural);
         object["apiVersion"] = json!(api);
@@ -112,7 +117,9 @@ impl Store {
             return object;
         }
         if object["spec"] != before["spec"] {
-            let generation = before["metadata"]["generation"].as_i64().unwrap_or_default();
+            let generation = before["metadata"]["generation"]
+                .as_i64()
+                .unwrap_or_default();
             object["metadata"]["generation"] = json!(generation + 1);
         }
         object["metadata"]["resourceVersion"] = json!(self.next_version());
@@ -121,7 +128,13 @@ impl Store {
     }
 
     /// Changes an object from the outside: a user or a controller.
-    pub fn change(&mut self, plural: &str, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
+    pub fn change(
+        &mut self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) {
         let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
         if let Some(mut object) = self.objects.get(&key).cloned() {
             change(&mut object);
@@ -185,14 +198,21 @@ impl Store {
         }
         let mut paths = BTreeSet::new();
         leaves(&wanted, "", &mut paths);
-        let others = self.applied.iter().filter(|((of, who), _)| of == key && who != manager);
+        let others = self
+            .applied
+            .iter()
+            .filter(|((of, who), _)| of == key && who != manager);
         let others: BTreeSet<String> = others.flat_map(|(_, paths)| paths.clone()).collect();
         if !force && paths.intersection(&others).next().is_some() {
             return failure(409, "Conflict", "another manager applied this field");
         }
-        let before = self.applied.insert((key.clone(), manager.to_owned()), paths.clone());
+        let before = self
+            .applied
+            .insert((key.clone(), manager.to_owned()), paths.clone());
         for gone in before.unwrap_or_default().difference(&paths) {
-            if !others.contains(gone) && let Some((parent, field)) = gone.rsplit_once('\u{1}') {
+            if !others.contains(gone)
+                && let Some((parent, field)) = gone.rsplit_once('\u{1}')
+            {
                 let pointer = parent.split('\u{1}').collect::<Vec<_>>().join("/");
                 if let Some(parent) = object.pointer_mut(&pointer).and_then(Value::as_object_mut) {
                     parent.remove(&field.replace("~1", "/").replace("~0", "~"));
@@ -211,17 +231,24 @@ impl Store {
             return refused;
         }
         self.objects.remove(key);
-        (200, json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }))
+        (
+            200,
+            json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
+        )
     }
 
     fn list(&self, plural: &str, namespace: &str, selector: &str) -> Answer {
-        let wanted: Vec<(&str, &str)> =
-            selector.split(',').filter_map(|term| term.split_once('=')).collect();
+        let wanted: Vec<(&str, &str)> = selector
+            .split(',')
+            .filter_map(|term| term.split_once('='))
+            .collect();
         let items = self.objects.iter().filter(|((of, within, _), object)| {
             let labels = &object["metadata"]["labels"];
             of == plural
                 && within == namespace
-                && wanted.iter().all(|(key, value)| labels[*key].as_str() == Some(value))
+                && wanted
+                    .iter()
+                    .all(|(key, value)| labels[*key].as_str() == Some(value))
         });
         let items: Vec<Value> = items.map(|(_, object)| object.clone()).collect();
         let (api, kind) = kind(plural);
@@ -303,9 +330,19 @@ impl Service<Request<Body>> for Api {
             let fate = world.lock().meet(mutates, &what);
             let serve = || {
                 let query = head.uri.query().unwrap_or_default();
-                let media = head.headers.get("content-type").and_then(|media| media.to_str().ok());
+                let media = head
+                    .headers
+                    .get("content-type")
+                    .and_then(|media| media.to_str().ok());
                 let mut world = world.lock();
-                let answer = route(&mut world.store, &head.method, &path, query, media.unwrap_or_default(), body);
+                let answer = route(
+                    &mut world.store,
+                    &head.method,
+                    &path,
+                    query,
+                    media.unwrap_or_default(),
+                    body,
+                );
                 if mutates && answer.0 < 300 {
                     world.changed(&what, &answer.1);
                 }
@@ -336,7 +373,9 @@ impl Service<Request<Body>> for Api {
                     return futures::future::pending().await;
                 }
             };
-            let response = Response::builder().status(code).header("content-type", "application/json");
+            let response = Response::builder()
+                .status(code)
+                .header("content-type", "application/json");
             Ok(response.body(Body::from(serde_json::to_vec(&body)?))?)
         }
         .boxed()
@@ -360,10 +399,19 @@ fn route(
         ["namespaces", namespace, rest @ ..] => (*namespace, rest),
         rest => ("", rest),
     };
-    let query: BTreeMap<String, String> =
-        query.split('&').filter_map(|pair| pair.split_once('=')).map(|(key, value)| {
-            (key.to_owned(), value.replace("%3D", "=").replace("%2F", "/").replace("%2C", ","))
-        }).collect();
+    let query: BTreeMap<String, String> = query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| {
+            (
+                key.to_owned(),
+                value
+                    .replace("%3D", "=")
+                    .replace("%2F", "/")
+                    .replace("%2C", ","),
+            )
+        })
+        .collect();
     let given = |key: &str| query.get(key).cloned().unwrap_or_default();
     let key = |name: &str| (rest[0].to_owned(), namespace.to_owned(), name.to_owned());
     match (method, rest) {
@@ -375,10 +423,15 @@ fn route(
         (&Method::POST, [plural]) => store.create(plural, namespace, body),
         (&Method::PUT, [_, name]) => store.update(&key(name), body, false),
         (&Method::PUT, [_, name, "status"]) => store.update(&key(name), body, true),
-        (&Method::PATCH, [_, name]) if media.contains("apply-patch") => {
-            store.apply(&key(name), body, &given("fieldManager"), given("force") == "true")
+        (&Method::PATCH, [_, name]) if media.contains("apply-patch") => store.apply(
+            &key(name),
+            body,
+            &given("fieldManager"),
+            given("force") == "true",
+        ),
+        (&Method::PATCH, [_, name]) if media.contains("merge-patch") => {
+            store.merge(&key(name), body)
         }
-        (&Method::PATCH, [_, name]) if media.contains("merge-patch") => store.merge(&key(name), body),
         (&Method::DELETE, [_, name]) => store.delete(&key(name), &body),
         _ => panic!("the operator does {method} {path} ({media}), which nobody expected"),
     }

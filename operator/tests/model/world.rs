@@ -72,8 +72,8 @@ struct Cluster {
     members: Vec<Member>,
 }
 
-/// Everything.
-#[derive(Default)]
+/// Everything. A clone is a moment to go back to.
+#[derive(Clone, Default)]
 pub struct World {
     pub store: Store,
     pub tick: u64,
@@ -126,7 +126,8 @@ impl World {
         };
         match count == fault.at {
             true => {
-                self.log.push(format!("tick {}: {:?} at {what}", self.tick, fault.fate));
+                self.log
+                    .push(format!("tick {}: {:?} at {what}", self.tick, fault.fate));
                 fault.fate
             }
             false => Fate::Normal,
@@ -143,7 +144,8 @@ impl World {
             return;
         }
         let record = object["data"]["record.json"].as_str().unwrap_or_default();
-        self.log.push(format!("tick {}: {what} {record}", self.tick));
+        self.log
+            .push(format!("tick {}: {what} {record}", self.tick));
     }
 
     fn break_promise(&mut self, what: String) {
@@ -168,15 +170,28 @@ impl World {
 
     /// Children go with their owners, claims once no pod uses them.
     fn collect(&mut self) {
-        let uids: BTreeSet<String> =
-            self.store.objects.values().map(|object| text(&object["metadata"]["uid"])).collect();
-        let used: BTreeSet<String> =
-            self.store.all("pods").iter().map(|pod| claim_of(pod)).collect();
+        let uids: BTreeSet<String> = self
+            .store
+            .objects
+            .values()
+            .map(|object| text(&object["metadata"]["uid"]))
+            .collect();
+        let used: BTreeSet<String> = self
+            .store
+            .all("pods")
+            .iter()
+            .map(|pod| claim_of(pod))
+            .collect();
         let mut gone = Vec::new();
         for (key, object) in &self.store.objects {
-            let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+            let owners = object["metadata"]["ownerReferences"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             let orphan = !owners.is_empty()
-                && owners.iter().all(|owner| !uids.contains(&text(&owner["uid"])));
+                && owners
+                    .iter()
+                    .all(|owner| !uids.contains(&text(&owner["uid"])));
             let ending = object["metadata"]["deletionTimestamp"].is_string();
             let free = key.0 != "persistentvolumeclaims" || !used.contains(&key.2);
             if orphan || (ending && free) {
@@ -217,12 +232,16 @@ impl World {
     fn run_pods(&mut self) {
         for pod in self.store.all("pods") {
             let uid = text(&pod["metadata"]["uid"]);
-            let Some(claim) = self.store.get("persistentvolumeclaims", NAMESPACE, &claim_of(&pod)).cloned()
+            let Some(claim) = self
+                .store
+                .get("persistentvolumeclaims", NAMESPACE, &claim_of(&pod))
+                .cloned()
             else {
                 continue;
             };
             let claim_uid = text(&claim["metadata"]["uid"]);
-            if !self.lives.contains_key(&uid) && claim["metadata"]["deletionTimestamp"].is_string() {
+            if !self.lives.contains_key(&uid) && claim["metadata"]["deletionTimestamp"].is_string()
+            {
                 continue;
             }
             self.refresh(&pod, &uid);
@@ -234,7 +253,9 @@ impl World {
 
     /// The kubelet shows the record at the start, when the pod changes, and now and then.
     fn refresh(&mut self, pod: &Value, uid: &str) {
-        let told = pod["metadata"]["annotations"]["cairn.dev/record"].as_str().map(str::to_owned);
+        let told = pod["metadata"]["annotations"]["cairn.dev/record"]
+            .as_str()
+            .map(str::to_owned);
         let born = !self.lives.contains_key(uid);
         let tick = self.tick;
         let life = self.lives.entry(uid.to_owned()).or_default();
@@ -252,11 +273,18 @@ impl World {
 
     /// What `cairn` does when it starts.
     fn start(&mut self, pod: &Value, uid: &str, claim_uid: &str) {
-        let environment = pod["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
-        let cluster_uid = environment.iter().find(|set| set["name"] == "CAIRN_CLUSTER_UID");
+        let environment = pod["spec"]["containers"][0]["env"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let cluster_uid = environment
+            .iter()
+            .find(|set| set["name"] == "CAIRN_CLUSTER_UID");
         let own = Pod {
             uid: uid.to_owned(),
-            cluster_uid: cluster_uid.map(|set| text(&set["value"])).unwrap_or_default(),
+            cluster_uid: cluster_uid
+                .map(|set| text(&set["value"]))
+                .unwrap_or_default(),
             member: claim_of(pod),
         };
         let disk = self.disks.entry(claim_uid.to_owned()).or_default().clone();
@@ -280,9 +308,10 @@ impl World {
             Decision::Refuse(refusal) => {
                 let said = serde_json::to_string(&refusal.termination()).unwrap_or_default();
                 let code = refusal.exit_code();
-                self.store.change("pods", NAMESPACE, &text(&pod["metadata"]["name"]), |pod| {
-                    pod["status"]["ended"] = json!({ "exitCode": code, "message": said });
-                });
+                self.store
+                    .change("pods", NAMESPACE, &text(&pod["metadata"]["name"]), |pod| {
+                        pod["status"]["ended"] = json!({ "exitCode": code, "message": said });
+                    });
             }
         }
     }
@@ -302,7 +331,10 @@ impl World {
             .filter_map(|pair| pair.split_once('='))
             .map(|(name, url)| (name.to_owned(), url.to_owned()))
             .collect();
-        let Some(url) = listed.iter().find(|(name, _)| *name == own.member).map(|(_, url)| url.clone())
+        let Some(url) = listed
+            .iter()
+            .find(|(name, _)| *name == own.member)
+            .map(|(_, url)| url.clone())
         else {
             self.break_promise(format!("the record of {} does not name it", own.member));
             return;
@@ -347,22 +379,39 @@ impl World {
             peer_urls: vec![url],
             learner: false,
         };
-        self.clusters.insert(cluster, Cluster { members: vec![seed] });
+        self.clusters.insert(
+            cluster,
+            Cluster {
+                members: vec![seed],
+            },
+        );
         Some((cluster, member))
     }
 
     fn join(&mut self, listed: &[(String, String)], own: &Pod, url: &str) -> Option<(u64, u64)> {
         let urls: BTreeSet<&String> = listed.iter().map(|(_, url)| url).collect();
-        let with_quorum: Vec<u64> =
-            self.clusters.keys().copied().filter(|id| self.leader(*id).is_some()).collect();
+        let with_quorum: Vec<u64> = self
+            .clusters
+            .keys()
+            .copied()
+            .filter(|id| self.leader(*id).is_some())
+            .collect();
         for id in with_quorum {
-            let Some(cluster) = self.clusters.get_mut(&id) else { continue };
-            let theirs: BTreeSet<&String> =
-                cluster.members.iter().flat_map(|member| &member.peer_urls).collect();
+            let Some(cluster) = self.clusters.get_mut(&id) else {
+                continue;
+            };
+            let theirs: BTreeSet<&String> = cluster
+                .members
+                .iter()
+                .flat_map(|member| &member.peer_urls)
+                .collect();
             if theirs != urls {
                 continue;
             }
-            let member = cluster.members.iter_mut().find(|member| member.peer_urls[0] == url)?;
+            let member = cluster
+                .members
+                .iter_mut()
+                .find(|member| member.peer_urls[0] == url)?;
             let before = std::mem::replace(&mut member.name, own.member.clone());
             let found = (id, member.id);
             if !before.is_empty() {
@@ -382,13 +431,19 @@ impl World {
     /// Members of a cluster that run.
     fn running(&self, cluster: u64) -> BTreeSet<u64> {
         let runs = self.lives.values().filter_map(|life| life.runs);
-        runs.filter(|(of, _)| *of == cluster).map(|(_, member)| member).collect()
+        runs.filter(|(of, _)| *of == cluster)
+            .map(|(_, member)| member)
+            .collect()
     }
 
     fn leader(&self, cluster: u64) -> Option<u64> {
         let running = self.running(cluster);
         let voters: Vec<u64> = self.clusters.get(&cluster)?.voters().collect();
-        let up: Vec<u64> = voters.iter().copied().filter(|id| running.contains(id)).collect();
+        let up: Vec<u64> = voters
+            .iter()
+            .copied()
+            .filter(|id| running.contains(id))
+            .collect();
         (up.len() > voters.len() / 2).then(|| up.first().copied())?
     }
 
@@ -399,10 +454,15 @@ impl World {
             let name = text(&pod["metadata"]["name"]);
             let ended = pod["status"]["ended"].clone();
             let life = self.lives.get(&uid).cloned();
-            let ready = life.as_ref().and_then(|life| life.runs).is_some_and(|(cluster, member)| {
-                self.leader(cluster).is_some()
-                    && self.clusters[&cluster].voters().any(|voter| voter == member)
-            });
+            let ready =
+                life.as_ref()
+                    .and_then(|life| life.runs)
+                    .is_some_and(|(cluster, member)| {
+                        self.leader(cluster).is_some()
+                            && self.clusters[&cluster]
+                                .voters()
+                                .any(|voter| voter == member)
+                    });
             let word = if ready { "True" } else { "False" };
             let mut status = match (&life, ended.is_null()) {
                 (None, _) => json!({
@@ -432,7 +492,8 @@ impl World {
             if !ended.is_null() {
                 status["ended"] = ended;
             }
-            self.store.change("pods", NAMESPACE, &name, |pod| pod["status"] = status);
+            self.store
+                .change("pods", NAMESPACE, &name, |pod| pod["status"] = status);
         }
     }
 
@@ -441,7 +502,11 @@ impl World {
         for id in self.clusters.keys().copied().collect::<Vec<_>>() {
             let cluster = &self.clusters[&id];
             let voters = cluster.voters().count();
-            let learners = cluster.members.iter().filter(|member| member.learner).count();
+            let learners = cluster
+                .members
+                .iter()
+                .filter(|member| member.learner)
+                .count();
             if learners > 2 {
                 self.break_promise(format!("{learners} learners at once"));
             }
@@ -459,7 +524,9 @@ impl World {
                 let life = self.lives.get(&text(&pod["metadata"]["uid"]));
                 let runs = life.and_then(|life| life.runs);
                 let votes = runs.is_none_or(|(cluster, member)| {
-                    self.clusters[&cluster].voters().any(|voter| voter == member)
+                    self.clusters[&cluster]
+                        .voters()
+                        .any(|voter| voter == member)
                 });
                 if !votes {
                     self.break_promise("clients reach a learner".to_owned());
@@ -473,15 +540,23 @@ impl World {
         // Of clusters whose object is gone nothing is promised.
         let uid = self.disks.values().find_map(|disk| {
             let own = disk.data.is_some_and(|(of, _)| of == cluster);
-            disk.identity.as_ref().filter(|_| own).map(|identity| identity.cluster_uid.clone())
+            disk.identity
+                .as_ref()
+                .filter(|_| own)
+                .map(|identity| identity.cluster_uid.clone())
         });
         let lives = self.store.all("etcdclusters");
-        let lives = lives.iter().any(|object| Some(text(&object["metadata"]["uid"])) == uid);
+        let lives = lives
+            .iter()
+            .any(|object| Some(text(&object["metadata"]["uid"])) == uid);
         if voters < 2 || !lives {
             return;
         }
         let budgets = self.store.all("poddisruptionbudgets");
-        let least = budgets.iter().filter_map(|budget| budget["spec"]["minAvailable"].as_u64()).max();
+        let least = budgets
+            .iter()
+            .filter_map(|budget| budget["spec"]["minAvailable"].as_u64())
+            .max();
         let quorum = (voters / 2 + 1) as u64;
         if least.is_none_or(|least| least < quorum) {
             let what = format!("{voters} members vote and the budget keeps {least:?}");
@@ -499,15 +574,18 @@ impl World {
 
     /// Somebody deletes a claim: it goes when its pod does.
     pub fn delete_claim(&mut self, name: &str) {
-        self.store.change("persistentvolumeclaims", NAMESPACE, name, |claim| {
-            claim["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        });
+        self.store
+            .change("persistentvolumeclaims", NAMESPACE, name, |claim| {
+                claim["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            });
     }
 
     /// Somebody empties a disk.
     pub fn empty_disk(&mut self, claim: &str) {
         let uid = self.store.get("persistentvolumeclaims", NAMESPACE, claim);
-        let uid = uid.map(|claim| text(&claim["metadata"]["uid"])).unwrap_or_default();
+        let uid = uid
+            .map(|claim| text(&claim["metadata"]["uid"]))
+            .unwrap_or_default();
         self.disks.insert(uid, Disk::default());
     }
 
@@ -518,7 +596,10 @@ impl World {
 
 impl Cluster {
     fn voters(&self) -> impl Iterator<Item = u64> {
-        self.members.iter().filter(|member| !member.learner).map(|member| member.id)
+        self.members
+            .iter()
+            .filter(|member| !member.learner)
+            .map(|member| member.id)
     }
 }
 
@@ -570,7 +651,9 @@ fn asked(world: &World, addresses: &[String]) -> Result<u64, String> {
     for address in addresses {
         if let Some((cluster, member)) = world.runs(address)
             && world.leader(cluster).is_some()
-            && world.clusters[&cluster].voters().any(|voter| voter == member)
+            && world.clusters[&cluster]
+                .voters()
+                .any(|voter| voter == member)
         {
             return Ok(cluster);
         }
@@ -582,7 +665,9 @@ impl Etcd for Members {
     async fn status(&self, address: &str) -> Result<Answer, String> {
         self.call(false, "status", |world| {
             let (cluster, member) = world.runs(address).ok_or("cannot connect")?;
-            let learner = !world.clusters[&cluster].voters().any(|voter| voter == member);
+            let learner = !world.clusters[&cluster]
+                .voters()
+                .any(|voter| voter == member);
             Ok(Answer {
                 cluster_id: cluster,
                 member_id: member,
@@ -613,7 +698,9 @@ impl Etcd for Members {
             if members.iter().any(|member| member.peer_urls[0] == peer_url) {
                 return Ok(Changed::Done);
             }
-            let unwell = members.iter().any(|member| !member.learner && !running.contains(&member.id));
+            let unwell = members
+                .iter()
+                .any(|member| !member.learner && !running.contains(&member.id));
             let learners = members.iter().filter(|member| member.learner).count();
             if unwell || learners >= 2 {
                 return Ok(Changed::NotYet);
@@ -633,11 +720,15 @@ impl Etcd for Members {
         self.call(true, &format!("promote {id}"), |world| {
             let cluster = asked(world, addresses)?;
             let tick = world.tick;
-            let up = world.lives.values().any(|life| {
-                life.runs == Some((cluster, id)) && tick >= life.since + CATCH_UP
-            });
+            let up = world
+                .lives
+                .values()
+                .any(|life| life.runs == Some((cluster, id)) && tick >= life.since + CATCH_UP);
             let members = &mut world.clusters.get_mut(&cluster).ok_or("gone")?.members;
-            let member = members.iter_mut().find(|member| member.id == id).ok_or("no such member")?;
+            let member = members
+                .iter_mut()
+                .find(|member| member.id == id)
+                .ok_or("no such member")?;
             if member.learner && !up {
                 return Ok(Changed::NotYet);
             }
