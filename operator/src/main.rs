@@ -28,7 +28,7 @@ use operator::{
     reconcile::{Context, on_error, run},
     telemetry::{Counted, Telemetry},
 };
-use tokio::{net::TcpListener, signal::unix};
+use tokio::{net::TcpListener, signal::unix, sync::watch};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
@@ -169,35 +169,61 @@ fn log(args: &RunArgs) -> anyhow::Result<()> {
             .json()
             .flatten_event(true)
             .with_current_span(true)
+            .with_span_list(false)
             .init(),
         LogFormat::Console => subscriber.init(),
     }
     Ok(())
 }
 
-async fn operate(args: RunArgs) -> anyhow::Result<()> {
-    log(&args)?;
-    let mut terminated =
-        unix::signal(unix::SignalKind::terminate()).context("could not wait for SIGTERM")?;
-    let mut interrupted =
-        unix::signal(unix::SignalKind::interrupt()).context("could not wait for SIGINT")?;
-    let stop = async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
-        }
-    };
-    tokio::pin!(stop);
-    tokio::select! {
-        result = serve(args) => result,
-        () = &mut stop => {
-            info!("stopped by a signal");
-            Ok(())
-        }
+/// Resolves when the process is told to end. Clones resolve together.
+#[derive(Clone)]
+struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    fn on_signals() -> anyhow::Result<Self> {
+        let signal = |kind| unix::signal(kind).context("could not wait for signals");
+        let mut terminated = signal(unix::SignalKind::terminate())?;
+        let mut interrupted = signal(unix::SignalKind::interrupt())?;
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            let _ = stop.send(true);
+        });
+        Ok(Self(stopped))
+    }
+
+    async fn told(mut self) {
+        // A sender that is gone tells the same.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
     }
 }
 
-async fn serve(args: RunArgs) -> anyhow::Result<()> {
+async fn operate(args: RunArgs) -> anyhow::Result<()> {
+    log(&args)?;
+    let stop = Stop::on_signals()?;
+    let begun = tokio::select! {
+        begun = begin(&args) => begun?,
+        () = stop.clone().told() => {
+            info!("stopped by a signal");
+            return Ok(());
+        }
+    };
+    lead(&args, begun, stop).await
+}
+
+/// What leads once the lease is ours.
+struct Leader {
+    client: Client,
+    context: Context<Grpc>,
+    candidate: Candidate,
+}
+
+/// Everything up to the moment when the lease is ours.
+async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
     let telemetry = Telemetry::new();
     let listener = TcpListener::bind(args.metrics_address)
         .await
@@ -240,42 +266,33 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         cluster_domain: args.cluster_domain.clone(),
     };
     let context = Context::new(client.clone(), Grpc, settings, fence, telemetry, &identity);
-    lead(&args, client, context, &mut candidate).await
+    Ok(Leader {
+        client,
+        context,
+        candidate,
+    })
 }
 
 /// Works for as long as the lease is ours. It is given back only after the last change.
-async fn lead(
-    args: &RunArgs,
-    client: Client,
-    context: Context<Grpc>,
-    candidate: &mut Candidate,
-) -> anyhow::Result<()> {
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let work = controller(args.concurrency, client, Arc::new(context), async {
-        let _ = ended.await;
-    });
+async fn lead(args: &RunArgs, leader: Leader, stop: Stop) -> anyhow::Result<()> {
+    let Leader {
+        client,
+        context,
+        mut candidate,
+    } = leader;
+    let ended = stop.clone().told();
+    let work = controller(args.concurrency, client, Arc::new(context), ended);
     let mut work = tokio::spawn(work);
-    let mut terminated =
-        unix::signal(unix::SignalKind::terminate()).context("could not wait for SIGTERM")?;
-    let mut interrupted =
-        unix::signal(unix::SignalKind::interrupt()).context("could not wait for SIGINT")?;
     tokio::select! {
-        lost = candidate.keep() => Err(lost.into()),
+        // The process ends, and with it whatever is under way.
+        lost = candidate.keep() => return Err(lost.into()),
+        () = stop.told() => info!("ending: no new work is begun"),
         done = &mut work => bail!("the controller ended by itself: {done:?}"),
-        () = async {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = interrupted.recv() => {}
-            }
-        } => {
-            info!("ending: no new work is begun");
-            let _ = end.send(());
-            if tokio::time::timeout(GRACE, &mut work).await.is_ok() {
-                candidate.release().await;
-            }
-            Ok(())
-        }
     }
+    if tokio::time::timeout(GRACE, &mut work).await.is_ok() {
+        candidate.release().await;
+    }
+    Ok(())
 }
 
 fn client(config: Config, telemetry: &Telemetry) -> anyhow::Result<Client> {

@@ -15,7 +15,7 @@ use k8s_openapi::{
         policy::v1::PodDisruptionBudget,
         storage::v1::StorageClass,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use record::{RECORD_FILE, Record, Termination};
@@ -30,8 +30,6 @@ use crate::{
 
 /// How long the API server has to answer a question.
 const READ: Duration = Duration::from_secs(15);
-/// Most objects of one kind that are read: nine members, those that come and go, and strangers.
-const MAX_LISTED: u32 = 500;
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
@@ -291,9 +289,7 @@ where
         + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &names.namespace);
-    let selector = ListParams::default()
-        .labels(&names.selector())
-        .limit(MAX_LISTED);
+    let selector = ListParams::default().labels(&names.selector());
     Ok(read(&format!("list {what}"), api.list(&selector))
         .await?
         .items)
@@ -301,23 +297,31 @@ where
 
 async fn objects(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
     let names = wanted.names;
-    for set in list::<StatefulSet>(client, names, "StatefulSets").await? {
+    let (sets, volumes, maps, pods, services, budgets) = tokio::try_join!(
+        list::<StatefulSet>(client, names, "StatefulSets"),
+        list::<PersistentVolumeClaim>(client, names, "claims"),
+        list::<ConfigMap>(client, names, "ConfigMaps"),
+        list::<Pod>(client, names, "pods"),
+        list::<Service>(client, names, "Services"),
+        list::<PodDisruptionBudget>(client, names, "PodDisruptionBudgets"),
+    )?;
+    for set in sets {
         if let Some(seen) = to.owned("StatefulSet", &set.metadata) {
             seen.set = Some(set_seen(&set));
         }
     }
-    for volume in list::<PersistentVolumeClaim>(client, names, "claims").await? {
+    for volume in volumes {
         // A claim has no owner while it is to outlive the cluster: its label says whose it is.
         if let Some(seen) = to.labelled("PersistentVolumeClaim", &volume.metadata) {
             seen.volume = Some(volume_seen(&volume, &names.uid));
         }
     }
-    for map in list::<ConfigMap>(client, names, "ConfigMaps").await? {
+    for map in maps {
         if let Some(seen) = to.owned("ConfigMap", &map.metadata) {
             seen.record = Some(record_seen(&map));
         }
     }
-    for pod in list::<Pod>(client, names, "pods").await? {
+    for pod in pods {
         let number = pod.name_any();
         let number = number
             .strip_suffix("-0")
@@ -326,43 +330,52 @@ async fn objects(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Res
             to.members.entry(number).or_default().pod = Some(pod_seen(&pod));
         }
     }
-    services(client, wanted, to).await?;
-    for budget in list::<PodDisruptionBudget>(client, names, "PodDisruptionBudgets").await? {
-        if !to.is_owned("PodDisruptionBudget", &budget.metadata)
-            || budget.name_any() != names.budget()
-        {
-            continue;
-        }
-        let available = budget
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.min_available.clone());
-        let min_available = match available {
-            Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(number)) => number,
-            _ => 0,
-        };
-        to.budget = Some(Budget {
-            min_available,
-            intact: covers(&budget, &wanted.budget(min_available)?),
-            target: Target::of(&budget.metadata),
-        });
+    for service in services {
+        service_seen(&service, wanted, to)?;
+    }
+    for budget in budgets {
+        budget_seen(&budget, wanted, to)?;
     }
     to.foreign.sort();
     Ok(())
 }
 
-async fn services(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
-    for service in list::<Service>(client, wanted.names, "Services").await? {
-        if !to.is_owned("Service", &service.metadata) {
-            continue;
-        }
-        let name = service.name_any();
-        if name == wanted.names.peer_service() {
-            to.peer_service = Some(covers(&service, &wanted.peer_service()?));
-        } else if name == wanted.names.client_service() {
-            to.client_service = Some(covers(&service, &wanted.client_service()?));
-        }
+fn service_seen(service: &Service, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
+    if !to.is_owned("Service", &service.metadata) {
+        return Ok(());
     }
+    let name = service.name_any();
+    if name == wanted.names.peer_service() {
+        to.peer_service = Some(covers(service, &wanted.peer_service()?));
+    } else if name == wanted.names.client_service() {
+        to.client_service = Some(covers(service, &wanted.client_service()?));
+    }
+    Ok(())
+}
+
+fn budget_seen(
+    budget: &PodDisruptionBudget,
+    wanted: &Wanted<'_>,
+    to: &mut Observed,
+) -> Result<(), Error> {
+    if !to.is_owned("PodDisruptionBudget", &budget.metadata)
+        || budget.name_any() != wanted.names.budget()
+    {
+        return Ok(());
+    }
+    let available = budget
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.min_available.clone());
+    let min_available = match available {
+        Some(IntOrString::Int(number)) => number,
+        _ => 0,
+    };
+    to.budget = Some(Budget {
+        min_available,
+        intact: covers(budget, &wanted.budget(min_available)?),
+        target: Target::of(&budget.metadata),
+    });
     Ok(())
 }
 
@@ -383,13 +396,21 @@ impl Observed {
     }
 
     fn note_foreign(&mut self, kind: &'static str, metadata: &ObjectMeta) {
+        let name = metadata.name.clone().unwrap_or_default();
+        let names = &self.names;
+        let in_the_way = names.number(&name).is_some()
+            || [names.peer_service(), names.client_service(), names.budget()].contains(&name);
+        // What else bears the label is no concern of ours, unless it holds or runs a member.
+        if !in_the_way && !matches!(kind, "StatefulSet" | "PersistentVolumeClaim") {
+            return;
+        }
         let labels = metadata.labels.as_ref();
         let uid = labels
             .and_then(|labels| labels.get(names::CLUSTER_UID))
             .cloned();
         self.foreign.push(Foreign {
             kind,
-            name: metadata.name.clone().unwrap_or_default(),
+            name,
             cluster_uid: uid.unwrap_or_default(),
         });
     }
@@ -528,7 +549,11 @@ fn trouble(pod: &Pod) -> Option<String> {
         ) {
             return None;
         }
-        let message = waiting.message.clone().unwrap_or_default();
+        // Its text counts seconds: a status that shows it would be written all the time.
+        let message = match reason.as_str() {
+            "CrashLoopBackOff" => "its container ends again and again".to_owned(),
+            _ => waiting.message.clone().unwrap_or_default(),
+        };
         let ended = container
             .last_state
             .as_ref()

@@ -800,11 +800,14 @@ fn bootstrap(facts: &Facts<'_>, number: i64) -> Option<Verdict> {
     if let Some(refused) = other_disk(&member, seen, &volume.target.uid) {
         return Some(refused);
     }
-    if facts.seen.members.len() > 1 {
+    // A record that says more than this was written for a cluster that exists.
+    let founds =
+        matches!(seen.said(), Some(record) if matches!(record.action, Action::Hold | Action::New));
+    if facts.seen.members.len() > 1 || !founds {
         return Some(Verdict::stalled(
             "AdoptionRequired",
-            "more than one member exists and none says of which cluster; no cluster is founded over \
-             them. If none holds data, delete the EtcdCluster with its claims and make it anew",
+            "members of this cluster exist, and none says of which etcd cluster; no cluster is founded \
+             over them. If none holds data, delete the EtcdCluster with its claims and make it anew",
         ));
     }
     let mut new = record(facts, number, Action::New, Some(&pod.target.uid));

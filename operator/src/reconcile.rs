@@ -27,7 +27,7 @@ use crate::{
     lease::Fence,
     names::Names,
     observe::{Failure, Observed, observe},
-    plan::{Step, plan},
+    plan::{Plan, Step, plan},
     telemetry::Telemetry,
 };
 
@@ -39,6 +39,8 @@ const SOON: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(30);
 /// Longest time between tries of what fails.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How long an event may take: work waits meanwhile.
+const EVENT: Duration = Duration::from_secs(3);
 /// Longest note of an event that Kubernetes takes, in bytes.
 const MAX_NOTE_BYTES: usize = 1000;
 
@@ -53,6 +55,7 @@ pub struct Context<E> {
     /// What went wrong last with each cluster. Nothing is decided upon it: it is told, and says
     /// how long to wait.
     memory: Mutex<HashMap<(String, String), Memory>>,
+    planner: fn(&Observed) -> Plan,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -96,7 +99,14 @@ impl<E: Etcd> Context<E> {
             fence,
             telemetry,
             memory: Mutex::default(),
+            planner: plan,
         }
+    }
+
+    /// With another planner: tests show with a broken one that they would notice.
+    pub fn with_planner(mut self, planner: fn(&Observed) -> Plan) -> Self {
+        self.planner = planner;
+        self
     }
 
     /// Looks, plans and does one thing.
@@ -123,7 +133,7 @@ impl<E: Etcd> Context<E> {
             self.telemetry.forget(namespace, name);
             return Ok(Passed::Gone);
         };
-        let plan = plan(&seen);
+        let plan = (self.planner)(&seen);
         self.telemetry.cluster(namespace, name, &plan.status);
         let hands = Hands {
             client: &self.client,
@@ -284,7 +294,9 @@ impl<E: Etcd> Context<E> {
             return;
         };
         let reference = reference(&seen.names);
-        let published = tokio::time::timeout(left, self.recorder.publish(&event, &reference)).await;
+        let limit = left.min(EVENT);
+        let published =
+            tokio::time::timeout(limit, self.recorder.publish(&event, &reference)).await;
         // An event is for people: nothing rests on it.
         if !matches!(published, Ok(Ok(()))) {
             debug!(reason, "could not publish an event");
@@ -330,7 +342,7 @@ pub async fn run<E: Etcd>(
         // Written under another schema. Its members go on; it is looked at again when it changes.
         warn!(
             namespace,
-            name,
+            cluster = name,
             error = invalid.error,
             "this EtcdCluster cannot be read; it is left alone"
         );
@@ -339,7 +351,7 @@ pub async fn run<E: Etcd>(
             .reconciled("InvalidObject", Duration::ZERO);
         return Ok(Action::await_change());
     }
-    let span = info_span!("cluster", namespace, name);
+    let span = info_span!("reconcile", namespace, cluster = name);
     let passed = context
         .reconcile(&namespace, &name)
         .instrument(span)
@@ -371,6 +383,6 @@ pub fn on_error<E: Etcd>(
     let backoff = Duration::from_millis(500)
         .saturating_mul(1 << errors.min(8))
         .min(MAX_BACKOFF);
-    warn!(namespace = key.0, name = key.1, %error, errors, "reconciling failed; trying again");
+    warn!(namespace = key.0, cluster = key.1, %error, errors, "reconciling failed; trying again");
     Action::requeue(around(backoff))
 }
