@@ -11,14 +11,24 @@ fn complaints(schema: &Value, value: &Value, path: &str, found: &mut Vec<String>
     let number = value.as_f64();
     let broken = |rule: &str, test: fn(f64, f64) -> bool| {
         let limit = schema[rule].as_f64();
-        limit.zip(number).is_some_and(|(limit, number)| test(number, limit))
+        limit
+            .zip(number)
+            .is_some_and(|(limit, number)| test(number, limit))
     };
-    let listed = schema["enum"].as_array().is_none_or(|values| values.contains(value));
-    if broken("minimum", |n, limit| n < limit) || broken("maximum", |n, limit| n > limit) || !listed {
+    let listed = schema["enum"]
+        .as_array()
+        .is_none_or(|values| values.contains(value));
+    if broken("minimum", |n, limit| n < limit) || broken("maximum", |n, limit| n > limit) || !listed
+    {
         found.push(format!("{path}: {value}"));
     }
     for (name, value) in value.as_object().into_iter().flatten() {
-        complaints(&schema["properties"][name], value, &format!("{path}/{name}"), found);
+        complaints(
+            &schema["properties"][name],
+            value,
+            &format!("{path}/{name}"),
+            found,
+        );
     }
 }
 
