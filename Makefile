@@ -7,12 +7,17 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-# What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers.
-DEBIAN_PACKAGES := g++ libclang-dev
+# What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers. Then what the
+# Kubernetes of tests and demo is made of beside its Go modules: containers, their network, and the commands in the image of tools.
+DEBIAN_PACKAGES := g++ libclang-dev containerd runc containernetworking-plugins nftables iproute2 busybox-static
+# Of `make k8s-up`: 1 or 3 nodes; what kube-apiserver keeps its objects in, cairn or etcd.
+NODES ?= 3
+STORE ?= cairn
+K8S := $(CARGO_TARGET_DIR)/release/k8s
 
 .PHONY: help
 help: ## List the targets.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 .PHONY: fmt
 fmt: ## Format every crate and Go package.
@@ -46,13 +51,24 @@ build: deps ## Build the server; the last line says where it is.
 run: build ## Start a server on port 2379 with its data in default.etcd.
 	exec $(CARGO_TARGET_DIR)/release/cairn
 
+.PHONY: images
+images: build ## Make the OCI archives of server, operator and test tools; no container engine is needed.
+	$(K8S) images $(CACHE)/images
+
+.PHONY: k8s-up
+k8s-up: build ## Start a Kubernetes of NODES=1 or 3 on STORE=cairn or etcd, in namespaces of its own (needs root).
+	$(K8S) up --nodes $(NODES) --store $(STORE)
+
+.PHONY: k8s-down
+k8s-down: ## End it and remove all of it.
+	@if [ -x $(K8S) ]; then $(K8S) down; else echo "nothing was built, so nothing runs"; fi
+
 .PHONY: demo
-demo: build ## A Kubernetes of three nodes, the operator, a cluster, a crash: watch it (minutes; the first time much longer).
+demo: build ## Watch it: a Kubernetes of three nodes, the operator, a cluster of three, its leader lost (minutes; much longer the first time).
 	@$(CARGO_TARGET_DIR)/release/demo
 
 .PHONY: demo-down
-demo-down: ## Remove all that the demo started.
-	@if [ -x $(CARGO_TARGET_DIR)/release/k8s ]; then $(CARGO_TARGET_DIR)/release/k8s down; else echo "nothing is built, so nothing runs"; fi
+demo-down: k8s-down ## Remove all that the demo started.
 
 .PHONY: bench
 bench: build ## Measure Cairn beside real etcd, in turns, in one run (about five minutes).

@@ -226,15 +226,10 @@ impl Front {
             match front.0.load_full() {
                 Some(router) => {
                     let router = Router::clone(&router);
-                    router
-                        .oneshot(request)
-                        .await
-                        .unwrap_or_else(|never| match never {})
+                    router.oneshot(request).await.unwrap_or_else(|never| match never {})
                 }
                 None if request.uri().path() == "/livez" => "ok\n".into_response(),
-                None => {
-                    (StatusCode::SERVICE_UNAVAILABLE, "the server is starting\n").into_response()
-                }
+                None => (StatusCode::SERVICE_UNAVAILABLE, "the server is starting\n").into_response(),
             }
         })
     }

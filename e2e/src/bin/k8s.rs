@@ -43,6 +43,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Run etcdctl inside of it.
+    #[command(disable_help_flag = true)]
+    Etcdctl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run any program of this machine inside of it: its services and their names are reachable.
     Exec {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -118,6 +124,7 @@ fn run(command: Command) -> Result<()> {
         Command::Down => k8s::down(),
         Command::Kubectl { arguments } => inside("kubectl", &arguments),
         Command::Helm { arguments } => inside("helm", &arguments),
+        Command::Etcdctl { arguments } => inside("etcdctl", &arguments),
         Command::Exec { program } => exec(&program),
         Command::Load { archives } => load(&archives),
         Command::Crash { node } => Kubernetes::attach()?.crash_node(node),
@@ -149,14 +156,9 @@ fn inside(program: &str, arguments: &[OsString]) -> Result<()> {
     Err(kubernetes.become_program(command))
 }
 
-/// etcdctl is one of ours, when the machine has none.
 fn exec(words: &[OsString]) -> Result<()> {
     let kubernetes = Kubernetes::attach()?;
     let (program, arguments) = words.split_first().context("no program was given")?;
-    let program = match program.to_str() {
-        Some("etcdctl") => e2e::tool("etcdctl").into_os_string(),
-        _ => program.clone(),
-    };
     let mut command = kubernetes.command(program);
     command.args(arguments);
     Err(kubernetes.become_program(command))

@@ -25,9 +25,10 @@ pub fn folder() -> PathBuf {
     target_folder().join("tools")
 }
 
-/// Builds what an instance consists of.
+/// Builds what an instance consists of, and etcdctl.
 pub fn kubernetes(store: Store) -> Result<()> {
     build(&["./node", "./dns", "./pause"])?;
+    crate::tool("etcdctl");
     if store == Store::Etcd {
         crate::tool("etcd");
     }

@@ -125,7 +125,7 @@ impl Kubernetes {
         command
     }
 
-    /// kubectl or helm, as [`Kubernetes::command`].
+    /// kubectl, helm or etcdctl, as [`Kubernetes::command`].
     pub fn program(&self, name: &str) -> Command {
         self.command(self.layout.program(name))
     }

@@ -68,6 +68,7 @@ fn programs(layout: &Layout, store: Store) -> Result<()> {
     }
     link(&built.join("dns"), "coredns")?;
     link(&built.join("helm"), "helm")?;
+    link(&built.join("etcdctl"), "etcdctl")?;
     match store {
         Store::Cairn => link(&target_folder().join("cairn"), "store"),
         Store::Etcd => link(&built.join("etcd"), "store"),

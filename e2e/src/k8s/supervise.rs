@@ -389,15 +389,11 @@ fn wrappers(layout: &Layout, program: &Path) -> Result<PathBuf> {
     let folder = layout.root().with_file_name("bin");
     fs::create_dir_all(&folder)?;
     let program = program.display();
-    for (name, words) in [
-        ("kubectl", "kubectl"),
-        ("helm", "helm"),
-        ("etcdctl", "exec -- etcdctl"),
-    ] {
+    for name in ["kubectl", "helm", "etcdctl"] {
         let path = folder.join(name);
         fs::write(
             &path,
-            format!("#!/bin/sh\nexec '{program}' {words} \"$@\"\n"),
+            format!("#!/bin/sh\nexec '{program}' {name} \"$@\"\n"),
         )?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     }
@@ -414,6 +410,7 @@ pub fn down() -> Result<()> {
         process::wait_for("the instance to end", STOP, || {
             Ok((!instance.alive()).then_some(()))
         })?;
+        println!("the Kubernetes and all that belonged to it is gone");
     } else {
         println!("no Kubernetes is running");
     }

@@ -87,6 +87,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// A range; linearizable unless the request says serializable.
     fn range(&self, r: RangeRequest) -> impl Future<Output = Result<RangeResponse, Error>> + Send;
+    /// A range of what this member has applied, whatever the request says.
+    fn read(&self, r: RangeRequest) -> impl Future<Output = Result<RangeResponse, Error>> + Send;
     /// Writes one key.
     fn put(&self, r: PutRequest) -> impl Future<Output = Result<PutResponse, Error>> + Send;
     /// Deletes a range.

@@ -2,12 +2,11 @@
 
 use proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
-    kv_server::Kv,
+    PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, kv_server::Kv,
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, checks, gate, status};
+use crate::{Backend, checks, gate, range_stream, status};
 
 pub(crate) struct KvService<B>(pub B);
 
@@ -26,13 +25,13 @@ impl<B: Backend> Kv for KvService<B> {
         Ok(Response::new(response))
     }
 
-    type RangeStreamStream = tokio_stream::Empty<Result<RangeStreamResponse, Status>>;
+    type RangeStreamStream = range_stream::Pieces;
 
     async fn range_stream(
         &self,
-        _request: Request<RangeRequest>,
+        request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(status::not_yet("RangeStream; use Range"))
+        range_stream::open(&self.0, request).await
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

@@ -6,8 +6,8 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: users and roles, locks and elections, snapshots, downgrades, RangeStream and the
-//! JSON gateway. Calls of these are answered UNIMPLEMENTED.
+//! Not here yet: users and roles, locks and elections, snapshots, downgrades and the JSON gateway.
+//! Calls of these are answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
 
@@ -21,6 +21,7 @@ mod gate;
 mod kv;
 mod lease;
 mod maintenance;
+mod range_stream;
 mod sizes;
 mod status;
 mod stream;

@@ -133,9 +133,7 @@ pub struct Guard {
 impl Guard {
     /// The four settings belong together.
     fn of(v: &Values<'_>) -> Result<Option<Self>, Error> {
-        let given = flags::OWN
-            .iter()
-            .filter(|flag| !v.text(flag.name).is_empty());
+        let given = flags::OWN.iter().filter(|flag| !v.text(flag.name).is_empty());
         match given.count() {
             0 => return Ok(None),
             count if count == flags::OWN.len() => {}

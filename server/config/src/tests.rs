@@ -192,10 +192,7 @@ fn the_guards_settings_come_together_or_not_at_all() {
         panic!("no configuration")
     };
     let guard = config.guard.unwrap();
-    assert_eq!(
-        (guard.pod_uid.as_str(), guard.cluster_uid.as_str()),
-        ("pod", "cluster")
-    );
+    assert_eq!((guard.pod_uid.as_str(), guard.cluster_uid.as_str()), ("pod", "cluster"));
     let Err(error) = parse(&env[..3]) else {
         panic!("three of four are taken")
     };

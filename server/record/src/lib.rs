@@ -248,10 +248,7 @@ fn with_data(disk: &Disk, record: Option<&Record>) -> Decision {
     let Some(record) = record else {
         return Decision::Run;
     };
-    let done = disk
-        .identity
-        .as_ref()
-        .and_then(|own| own.last_record_id.as_ref());
+    let done = disk.identity.as_ref().and_then(|own| own.last_record_id.as_ref());
     match record.action {
         Action::Hold => Decision::Wait("the operator holds this member".to_owned()),
         Action::Restore if done != Some(&record.record_id) => {
@@ -360,10 +357,7 @@ mod tests {
             identity: Some(identity),
         };
         for action in [Action::Restore, Action::ForceNew] {
-            assert_eq!(
-                word(&disk, Some(&record(action, Some("pod"))), false),
-                "run"
-            );
+            assert_eq!(word(&disk, Some(&record(action, Some("pod"))), false), "run");
         }
     }
 

@@ -129,7 +129,7 @@ impl NodeBackend {
     }
 
     /// Reads away from the tasks that serve connections.
-    async fn read<T: Send + 'static>(
+    async fn read_aside<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Published<Snapshot>) -> Result<T, mvcc::Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -294,7 +294,13 @@ impl Backend for NodeBackend {
             let published = self.shared.published.load_full();
             return self.told(published.view.range(&r));
         }
-        self.read(move |published| published.view.range(&r)).await
+        self.read_aside(move |published| published.view.range(&r))
+            .await
+    }
+
+    async fn read(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
+        self.read_aside(move |published| published.view.range(&r))
+            .await
     }
 
     async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
@@ -318,7 +324,9 @@ impl Backend for NodeBackend {
             if !mvcc::is_serializable(&r) {
                 self.wait_linearizable().await?;
             }
-            return self.read(move |published| published.view.txn(&r)).await;
+            return self
+                .read_aside(move |published| published.view.txn(&r))
+                .await;
         }
         let request = InternalRaftRequest {
             txn: Some(r),
@@ -479,7 +487,7 @@ impl Backend for NodeBackend {
 
     async fn hash_kv(&self, r: HashKvRequest) -> Result<HashKvResponse, Error> {
         let hash = move |published: &Published<Snapshot>| published.view.hash_kv(r.revision);
-        let hash = self.read(hash).await?;
+        let hash = self.read_aside(hash).await?;
         Ok(HashKvResponse {
             header: None,
             hash: hash.hash,
