@@ -97,7 +97,9 @@ impl<E: Etcd> Hands<'_, E> {
             ..PostParams::default()
         };
         let write = async {
-            let written = api.replace_status(&seen.names.cluster, &parameters, &cluster).await;
+            let written = api
+                .replace_status(&seen.names.cluster, &parameters, &cluster)
+                .await;
             written.map_err(failed(action))
         };
         within(self.fence, action, write).await.map(|_| ())
@@ -120,13 +122,17 @@ impl<E: Etcd> Hands<'_, E> {
         match step {
             Step::CreatePeerService => self.create("Service", seen, wanted.peer_service()?).await,
             Step::ApplyPeerService => self.apply("Service", seen, wanted.peer_service()?).await,
-            Step::CreateClientService => self.create("Service", seen, wanted.client_service()?).await,
+            Step::CreateClientService => {
+                self.create("Service", seen, wanted.client_service()?).await
+            }
             Step::ApplyClientService => self.apply("Service", seen, wanted.client_service()?).await,
             Step::CreateBudget(least) => {
-                self.create("PodDisruptionBudget", seen, wanted.budget(*least)?).await
+                self.create("PodDisruptionBudget", seen, wanted.budget(*least)?)
+                    .await
             }
             Step::ApplyBudget(least) => {
-                self.apply("PodDisruptionBudget", seen, wanted.budget(*least)?).await
+                self.apply("PodDisruptionBudget", seen, wanted.budget(*least)?)
+                    .await
             }
             Step::DeleteBudget(target) => self.delete_budget(seen, target).await,
             Step::Hold(member) => {
@@ -135,7 +141,8 @@ impl<E: Etcd> Hands<'_, E> {
                 self.create("ConfigMap", seen, map).await
             }
             Step::CreateVolume(member) => {
-                self.create("PersistentVolumeClaim", seen, wanted.volume(*member)?).await
+                self.create("PersistentVolumeClaim", seen, wanted.volume(*member)?)
+                    .await
             }
             Step::CreateSet(member) => self.create("StatefulSet", seen, wanted.set(*member)?).await,
             Step::WriteRecord {
@@ -144,7 +151,9 @@ impl<E: Etcd> Hands<'_, E> {
                 volume_uid,
                 replaces,
             } => {
-                let version = replaces.as_ref().map(|target| target.resource_version.as_str());
+                let version = replaces
+                    .as_ref()
+                    .map(|target| target.resource_version.as_str());
                 let map = wanted.record(*member, record, volume_uid.as_deref(), version)?;
                 match replaces {
                     Some(_) => self.replace_record(seen, &map).await,
@@ -169,18 +178,22 @@ impl<E: Etcd> Hands<'_, E> {
                 record,
                 pod,
             } => {
-                let change = json!({ "metadata": { "uid": pod, "annotations": { RECORD: record } } });
-                self.merge::<Pod>("touch the pod", seen, &names.pod(*member), change).await
+                let change =
+                    json!({ "metadata": { "uid": pod, "annotations": { RECORD: record } } });
+                self.merge::<Pod>("touch the pod", seen, &names.pod(*member), change)
+                    .await
             }
             Step::ServePod { member, pod } => {
                 let change = json!({ "metadata": { "uid": pod, "labels": { SERVING: "true" } } });
-                self.merge::<Pod>("label the pod", seen, &names.pod(*member), change).await
+                self.merge::<Pod>("label the pod", seen, &names.pod(*member), change)
+                    .await
             }
             Step::ServeSet { member, set } => {
                 let label = json!({ "metadata": { "labels": { SERVING: "true" } } });
                 let change = of(set, json!({ "spec": { "template": label } }));
                 let name = names.member(*member);
-                self.merge::<StatefulSet>("label the pods to come", seen, &name, change).await
+                self.merge::<StatefulSet>("label the pods to come", seen, &name, change)
+                    .await
             }
             Step::NoteCluster {
                 member,
@@ -188,12 +201,19 @@ impl<E: Etcd> Hands<'_, E> {
                 volume,
             } => {
                 let note = json!({ "metadata": { "annotations": { CLUSTER_ID: cluster_id } } });
-                self.claim("note the cluster's ID on the claim", seen, *member, of(volume, note)).await
+                self.claim(
+                    "note the cluster's ID on the claim",
+                    seen,
+                    *member,
+                    of(volume, note),
+                )
+                .await
             }
             Step::GrowVolume { member, volume } => {
                 let size = json!({ "storage": seen.spec.storage.size });
                 let change = json!({ "spec": { "resources": { "requests": size } } });
-                self.claim("let the claim grow", seen, *member, of(volume, change)).await
+                self.claim("let the claim grow", seen, *member, of(volume, change))
+                    .await
             }
             Step::OwnVolume {
                 member,
@@ -205,7 +225,13 @@ impl<E: Etcd> Hands<'_, E> {
                     false => json!([]),
                 };
                 let change = json!({ "metadata": { "ownerReferences": owners } });
-                self.claim("change the claim's owner", seen, *member, of(volume, change)).await
+                self.claim(
+                    "change the claim's owner",
+                    seen,
+                    *member,
+                    of(volume, change),
+                )
+                .await
             }
             Step::AddLearner(member) => {
                 let addresses = seen.addresses();
@@ -224,7 +250,12 @@ impl<E: Etcd> Hands<'_, E> {
 
     /// Makes an object that is not there. One that is there and ours was made by a try whose
     /// answer was lost; one that is not ours is left alone.
-    async fn create<K>(&self, kind: &'static str, seen: &Observed, object: K) -> Result<Outcome, Error>
+    async fn create<K>(
+        &self,
+        kind: &'static str,
+        seen: &Observed,
+        object: K,
+    ) -> Result<Outcome, Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -279,7 +310,12 @@ impl<E: Etcd> Hands<'_, E> {
     }
 
     /// Brings an object that the look found to be ours back to what it should be.
-    async fn apply<K>(&self, kind: &'static str, seen: &Observed, object: K) -> Result<Outcome, Error>
+    async fn apply<K>(
+        &self,
+        kind: &'static str,
+        seen: &Observed,
+        object: K,
+    ) -> Result<Outcome, Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -295,7 +331,9 @@ impl<E: Etcd> Hands<'_, E> {
             let applied = api.patch(&name, &parameters, &Patch::Apply(&object)).await;
             applied.map_err(failed(&action))
         };
-        within(self.fence, &action, apply).await.map(|_| Outcome::Done)
+        within(self.fence, &action, apply)
+            .await
+            .map(|_| Outcome::Done)
     }
 
     async fn replace_record(&self, seen: &Observed, map: &ConfigMap) -> Result<Outcome, Error> {
@@ -310,7 +348,9 @@ impl<E: Etcd> Hands<'_, E> {
             let written = api.replace(&name, &parameters, map).await;
             written.map_err(failed(action))
         };
-        within(self.fence, action, write).await.map(|_| Outcome::Done)
+        within(self.fence, action, write)
+            .await
+            .map(|_| Outcome::Done)
     }
 
     async fn delete_budget(&self, seen: &Observed, target: &Target) -> Result<Outcome, Error> {
@@ -327,7 +367,9 @@ impl<E: Etcd> Hands<'_, E> {
                 answer => answer.map(|_| ()).map_err(failed(action)),
             }
         };
-        within(self.fence, action, delete).await.map(|()| Outcome::Done)
+        within(self.fence, action, delete)
+            .await
+            .map(|()| Outcome::Done)
     }
 
     async fn claim(
@@ -338,7 +380,8 @@ impl<E: Etcd> Hands<'_, E> {
         change: Value,
     ) -> Result<Outcome, Error> {
         let name = seen.names.member(member);
-        self.merge::<PersistentVolumeClaim>(action, seen, &name, change).await
+        self.merge::<PersistentVolumeClaim>(action, seen, &name, change)
+            .await
     }
 
     async fn merge<K>(
@@ -363,7 +406,9 @@ impl<E: Etcd> Hands<'_, E> {
             let merged = api.patch(name, &parameters, &Patch::Merge(&change)).await;
             merged.map_err(failed(action))
         };
-        within(self.fence, action, merge).await.map(|_| Outcome::Done)
+        within(self.fence, action, merge)
+            .await
+            .map(|_| Outcome::Done)
     }
 
     async fn change(

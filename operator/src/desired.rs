@@ -22,10 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Error, Settings,
-    names::{
-        CLIENT_PORT, METRICS_PORT, Names, PEER_PORT, SERVING, SPEC_HASH, VOLUME_UID,
-        WANTED,
-    },
+    names::{CLIENT_PORT, METRICS_PORT, Names, PEER_PORT, SERVING, SPEC_HASH, VOLUME_UID, WANTED},
 };
 
 /// The user and group that the server runs as.
@@ -72,7 +69,10 @@ fn hash(value: &Value) -> String {
 fn canonical(value: &Value, text: &mut String) {
     match value {
         Value::Object(fields) => {
-            let sorted: BTreeMap<_, _> = fields.iter().filter(|(_, field)| !field.is_null()).collect();
+            let sorted: BTreeMap<_, _> = fields
+                .iter()
+                .filter(|(_, field)| !field.is_null())
+                .collect();
             text.push('{');
             for (key, field) in sorted {
                 text.push_str(&json!(key).to_string());
@@ -439,10 +439,22 @@ impl Wanted<'_> {
         let quota = etcd.quota_backend_bytes.as_ref().and_then(quantity::bytes);
         let numbers = [
             ("quota-backend-bytes", quota.map(|bytes| bytes.to_string())),
-            ("heartbeat-interval", etcd.heartbeat_interval.map(|ms| ms.to_string())),
-            ("election-timeout", etcd.election_timeout.map(|ms| ms.to_string())),
-            ("max-request-bytes", etcd.max_request_bytes.map(|bytes| bytes.to_string())),
-            ("max-txn-ops", etcd.max_txn_ops.map(|count| count.to_string())),
+            (
+                "heartbeat-interval",
+                etcd.heartbeat_interval.map(|ms| ms.to_string()),
+            ),
+            (
+                "election-timeout",
+                etcd.election_timeout.map(|ms| ms.to_string()),
+            ),
+            (
+                "max-request-bytes",
+                etcd.max_request_bytes.map(|bytes| bytes.to_string()),
+            ),
+            (
+                "max-txn-ops",
+                etcd.max_txn_ops.map(|count| count.to_string()),
+            ),
         ];
         for (flag, number) in numbers {
             arguments.extend(number.map(|number| format!("--{flag}={number}")));
@@ -541,7 +553,10 @@ mod tests {
         assert!(spec.volume_claim_templates.unwrap_or_default().is_empty());
         let pod = spec.template.spec.unwrap();
         let volumes = pod.volumes.unwrap();
-        let record = volumes.iter().find(|volume| volume.name == "record").unwrap();
+        let record = volumes
+            .iter()
+            .find(|volume| volume.name == "record")
+            .unwrap();
         let map = record.config_map.clone().unwrap();
         assert_eq!((map.name.as_str(), map.optional), ("db-2", Some(true)));
         let mounts = pod.containers[0].volume_mounts.clone().unwrap();
@@ -552,7 +567,11 @@ mod tests {
     fn labels_of_users_never_win() {
         let set = with(
             |spec| {
-                for (key, value) in [(SERVING, "true"), (crate::names::MEMBER, "7"), ("team", "a")] {
+                for (key, value) in [
+                    (SERVING, "true"),
+                    (crate::names::MEMBER, "7"),
+                    ("team", "a"),
+                ] {
                     spec.pod.labels.insert(key.into(), value.into());
                 }
             },
@@ -568,8 +587,9 @@ mod tests {
     fn flags_follow_the_spec() {
         let arguments = with(
             |spec| {
-                spec.etcd.quota_backend_bytes =
-                    Some(k8s_openapi::apimachinery::pkg::api::resource::Quantity("2Gi".into()));
+                spec.etcd.quota_backend_bytes = Some(
+                    k8s_openapi::apimachinery::pkg::api::resource::Quantity("2Gi".into()),
+                );
                 spec.etcd.extra_args = vec![ExtraArg {
                     name: "snapshot-count".into(),
                     value: "5000".into(),
@@ -584,7 +604,10 @@ mod tests {
             "--initial-advertise-peer-urls=http://db-0-0.db-peer.prod.svc:2380",
             "--snapshot-count=5000",
         ] {
-            assert!(arguments.iter().any(|has| has == flag), "{flag}: {arguments:?}");
+            assert!(
+                arguments.iter().any(|has| has == flag),
+                "{flag}: {arguments:?}"
+            );
         }
     }
 
@@ -603,7 +626,12 @@ mod tests {
     #[test]
     fn claims_outlive_the_cluster_unless_told_otherwise() {
         let kept = with(|_| {}, |wanted| wanted.volume(0).unwrap());
-        assert!(kept.metadata.owner_references.unwrap_or_default().is_empty());
+        assert!(
+            kept.metadata
+                .owner_references
+                .unwrap_or_default()
+                .is_empty()
+        );
         let gone = with(
             |spec| spec.storage.retain.on_delete = RetainPolicy::Delete,
             |wanted| wanted.volume(0).unwrap(),

@@ -61,11 +61,22 @@ pub trait Etcd: Send + Sync + 'static {
     /// What one member says of itself.
     fn status(&self, address: &str) -> impl Future<Output = Result<Answer, String>> + Send;
     /// The member list, as a quorum knows it.
-    fn members(&self, addresses: &[String]) -> impl Future<Output = Result<Vec<Member>, String>> + Send;
+    fn members(
+        &self,
+        addresses: &[String],
+    ) -> impl Future<Output = Result<Vec<Member>, String>> + Send;
     /// Adds a learner. One that is there already counts as done.
-    fn add_learner(&self, addresses: &[String], peer_url: &str) -> impl Future<Output = Result<Changed, String>> + Send;
+    fn add_learner(
+        &self,
+        addresses: &[String],
+        peer_url: &str,
+    ) -> impl Future<Output = Result<Changed, String>> + Send;
     /// Gives a learner its vote.
-    fn promote(&self, addresses: &[String], id: u64) -> impl Future<Output = Result<Changed, String>> + Send;
+    fn promote(
+        &self,
+        addresses: &[String],
+        id: u64,
+    ) -> impl Future<Output = Result<Changed, String>> + Send;
 }
 
 /// Over gRPC.
@@ -110,7 +121,9 @@ impl Etcd for Grpc {
     async fn status(&self, address: &str) -> Result<Answer, String> {
         let addresses = [address.to_owned()];
         let answer = first(&addresses, CALL, |channel| async {
-            MaintenanceClient::new(channel).status(StatusRequest::default()).await
+            MaintenanceClient::new(channel)
+                .status(StatusRequest::default())
+                .await
         });
         let answer = answer.await?.into_inner();
         let header = answer.header.unwrap_or_default();
@@ -155,7 +168,9 @@ impl Etcd for Grpc {
 
     async fn promote(&self, addresses: &[String], id: u64) -> Result<Changed, String> {
         let promoted = first(addresses, CHANGE, |channel| async move {
-            ClusterClient::new(channel).member_promote(MemberPromoteRequest { id }).await
+            ClusterClient::new(channel)
+                .member_promote(MemberPromoteRequest { id })
+                .await
         });
         let promoted = promoted.await.map(|_| ());
         let known = ["can only promote a learner member"];
@@ -188,10 +203,11 @@ mod tests {
 
     #[test]
     fn refusals_that_are_answers() {
-        let said = |text: &str| {
-            outcome(Err(text.into()), &["Peer URLs already exist"])
-        };
-        assert_eq!(said("etcdserver: Peer URLs already exists"), Ok(Changed::Done));
+        let said = |text: &str| outcome(Err(text.into()), &["Peer URLs already exist"]);
+        assert_eq!(
+            said("etcdserver: Peer URLs already exists"),
+            Ok(Changed::Done)
+        );
         let behind = "etcdserver: can only promote a learner member which is in sync with leader";
         assert_eq!(said(behind), Ok(Changed::NotYet));
         assert_eq!(said("etcdserver: unhealthy cluster"), Ok(Changed::NotYet));

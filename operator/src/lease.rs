@@ -7,10 +7,7 @@
 //!
 //! Our own and not a library's, since calls must know how much of the lease is left.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -102,7 +99,11 @@ impl Candidate {
         loop {
             match self.attempt().await {
                 Ok(true) => {
-                    info!(lease = self.name, identity = self.identity, "the lease is ours");
+                    info!(
+                        lease = self.name,
+                        identity = self.identity,
+                        "the lease is ours"
+                    );
                     return Ok(());
                 }
                 Ok(false) => {}
@@ -142,7 +143,10 @@ impl Candidate {
             }
             spec.holder_identity = Some(String::new());
             spec.lease_duration_seconds = Some(1);
-            self.api.replace(&self.name, &PostParams::default(), &lease).await.map(|_| ())
+            self.api
+                .replace(&self.name, &PostParams::default(), &lease)
+                .await
+                .map(|_| ())
         };
         match timeout(CALL, given).await {
             Ok(Ok(())) => info!("the lease is given back"),
@@ -190,7 +194,11 @@ impl Candidate {
         let mut next = lease;
         next.spec = Some(self.held(changes + i32::from(!ours), since));
         // Over the version that was read: of two that take it, one is refused.
-        is_won(self.api.replace(&self.name, &PostParams::default(), &next).await)
+        is_won(
+            self.api
+                .replace(&self.name, &PostParams::default(), &next)
+                .await,
+        )
     }
 
     /// Whether a lease has been seen without a renewal for all its length. Only our own clock is
@@ -198,7 +206,9 @@ impl Candidate {
     fn is_over(&mut self, lease: &Lease) -> bool {
         let version = lease.resource_version().unwrap_or_default();
         let spec = lease.spec.clone().unwrap_or_default();
-        let seconds = spec.lease_duration_seconds.and_then(|length| u64::try_from(length).ok());
+        let seconds = spec
+            .lease_duration_seconds
+            .and_then(|length| u64::try_from(length).ok());
         let length = seconds.map_or(LENGTH, Duration::from_secs);
         match &self.seen {
             Some((seen, since)) if *seen == version => since.elapsed() > length,

@@ -28,7 +28,7 @@ use operator::{
     reconcile::{Context, on_error, run},
     telemetry::{Counted, Telemetry},
 };
-use tokio::{net::TcpListener, signal::unix};
+use tokio::{net::TcpListener, signal::unix, sync::watch};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
@@ -41,7 +41,11 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Turns EtcdCluster objects into clusters that look after themselves.
 #[derive(Parser)]
-#[command(name = "cairn-operator", version, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "cairn-operator",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -118,7 +122,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cairn-operator: could not start threads: {error}");
@@ -148,37 +155,75 @@ async fn look(args: ProbeArgs) -> anyhow::Result<()> {
 }
 
 fn log(args: &RunArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .with_context(|| format!("--log-level {}: use error, warn, info, debug or trace", args.log_level))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&args.log_level).with_context(|| {
+        format!(
+            "--log-level {}: use error, warn, info, debug or trace",
+            args.log_level
+        )
+    })?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Json => subscriber.json().flatten_event(true).with_current_span(true).init(),
+        LogFormat::Json => subscriber
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .init(),
         LogFormat::Console => subscriber.init(),
     }
     Ok(())
 }
 
-async fn operate(args: RunArgs) -> anyhow::Result<()> {
-    log(&args)?;
-    let mut terminated = unix::signal(unix::SignalKind::terminate()).context("could not wait for SIGTERM")?;
-    let mut interrupted = unix::signal(unix::SignalKind::interrupt()).context("could not wait for SIGINT")?;
-    let stop = async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
-        }
-    };
-    tokio::pin!(stop);
-    tokio::select! {
-        result = serve(args) => result,
-        () = &mut stop => {
-            info!("stopped by a signal");
-            Ok(())
-        }
+/// Resolves when the process is told to end. Clones resolve together.
+#[derive(Clone)]
+struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    fn on_signals() -> anyhow::Result<Self> {
+        let signal = |kind| unix::signal(kind).context("could not wait for signals");
+        let mut terminated = signal(unix::SignalKind::terminate())?;
+        let mut interrupted = signal(unix::SignalKind::interrupt())?;
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            let _ = stop.send(true);
+        });
+        Ok(Self(stopped))
+    }
+
+    async fn told(mut self) {
+        // A sender that is gone tells the same.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
     }
 }
 
-async fn serve(args: RunArgs) -> anyhow::Result<()> {
+async fn operate(args: RunArgs) -> anyhow::Result<()> {
+    log(&args)?;
+    let stop = Stop::on_signals()?;
+    let begun = tokio::select! {
+        begun = begin(&args) => begun?,
+        () = stop.clone().told() => {
+            info!("stopped by a signal");
+            return Ok(());
+        }
+    };
+    lead(&args, begun, stop).await
+}
+
+/// What leads once the lease is ours.
+struct Leader {
+    client: Client,
+    context: Context<Grpc>,
+    candidate: Candidate,
+}
+
+/// Everything up to the moment when the lease is ours.
+async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
     let telemetry = Telemetry::new();
     let listener = TcpListener::bind(args.metrics_address)
         .await
@@ -192,7 +237,10 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let config = Config::infer().await.context(
         "no Kubernetes to talk to: run inside of a pod, or set KUBECONFIG to a kubeconfig file",
     )?;
-    let namespace = args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = args
+        .lease_namespace
+        .clone()
+        .unwrap_or_else(|| config.default_namespace.clone());
     let client = client(config, &telemetry)?;
     established(&client).await?;
     telemetry.serve();
@@ -201,51 +249,50 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         _ => format!("cairn-operator-{:08x}", rand::random::<u32>()),
     };
     let fence = Fence::shut();
-    let mut candidate =
-        Candidate::new(client.clone(), &namespace, &args.lease_name, &identity, fence.clone());
-    candidate.acquire().await.with_context(|| {
-        format!("no Lease {} in namespace {namespace}", args.lease_name)
-    })?;
+    let mut candidate = Candidate::new(
+        client.clone(),
+        &namespace,
+        &args.lease_name,
+        &identity,
+        fence.clone(),
+    );
+    candidate
+        .acquire()
+        .await
+        .with_context(|| format!("no Lease {} in namespace {namespace}", args.lease_name))?;
     let settings = Settings {
         server_image: args.server_image.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster_domain: args.cluster_domain.clone(),
     };
     let context = Context::new(client.clone(), Grpc, settings, fence, telemetry, &identity);
-    lead(&args, client, context, &mut candidate).await
+    Ok(Leader {
+        client,
+        context,
+        candidate,
+    })
 }
 
 /// Works for as long as the lease is ours. It is given back only after the last change.
-async fn lead(
-    args: &RunArgs,
-    client: Client,
-    context: Context<Grpc>,
-    candidate: &mut Candidate,
-) -> anyhow::Result<()> {
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let work = controller(args.concurrency, client, Arc::new(context), async {
-        let _ = ended.await;
-    });
+async fn lead(args: &RunArgs, leader: Leader, stop: Stop) -> anyhow::Result<()> {
+    let Leader {
+        client,
+        context,
+        mut candidate,
+    } = leader;
+    let ended = stop.clone().told();
+    let work = controller(args.concurrency, client, Arc::new(context), ended);
     let mut work = tokio::spawn(work);
-    let mut terminated = unix::signal(unix::SignalKind::terminate()).context("could not wait for SIGTERM")?;
-    let mut interrupted = unix::signal(unix::SignalKind::interrupt()).context("could not wait for SIGINT")?;
     tokio::select! {
-        lost = candidate.keep() => Err(lost.into()),
+        // The process ends, and with it whatever is under way.
+        lost = candidate.keep() => return Err(lost.into()),
+        () = stop.told() => info!("ending: no new work is begun"),
         done = &mut work => bail!("the controller ended by itself: {done:?}"),
-        () = async {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = interrupted.recv() => {}
-            }
-        } => {
-            info!("ending: no new work is begun");
-            let _ = end.send(());
-            if tokio::time::timeout(GRACE, &mut work).await.is_ok() {
-                candidate.release().await;
-            }
-            Ok(())
-        }
     }
+    if tokio::time::timeout(GRACE, &mut work).await.is_ok() {
+        candidate.release().await;
+    }
+    Ok(())
 }
 
 fn client(config: Config, telemetry: &Telemetry) -> anyhow::Result<Client> {
@@ -263,10 +310,15 @@ async fn established(client: &Client) -> anyhow::Result<()> {
     let name = "etcdclusters.cairn.dev";
     let until = tokio::time::Instant::now() + CRD_WAIT;
     loop {
-        let found = api.get_opt(name).await.context("could not read the CustomResourceDefinition")?;
+        let found = api
+            .get_opt(name)
+            .await
+            .context("could not read the CustomResourceDefinition")?;
         if let Some(crd) = found {
             let schema = crd.annotations().get(manifests::SCHEMA_ANNOTATION);
-            let schema = schema.and_then(|schema| schema.parse::<u32>().ok()).unwrap_or_default();
+            let schema = schema
+                .and_then(|schema| schema.parse::<u32>().ok())
+                .unwrap_or_default();
             if schema < manifests::SCHEMA {
                 bail!(
                     "the CustomResourceDefinition {name} has schema {schema} and this operator needs {}: \
@@ -274,7 +326,10 @@ async fn established(client: &Client) -> anyhow::Result<()> {
                     manifests::SCHEMA
                 );
             }
-            let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
+            let conditions = crd
+                .status
+                .and_then(|status| status.conditions)
+                .unwrap_or_default();
             let mut conditions = conditions.iter();
             if conditions.any(|told| told.type_ == "Established" && told.status == "True") {
                 return Ok(());
@@ -296,15 +351,24 @@ async fn controller(
 ) {
     let clusters: Api<DeserializeGuard<EtcdCluster>> = Api::all(client.clone());
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=cairn-operator");
-    let config = controller::Config::default().concurrency(concurrency).debounce(DEBOUNCE);
+    let config = controller::Config::default()
+        .concurrency(concurrency)
+        .debounce(DEBOUNCE);
     controller::Controller::new(clusters, watcher::Config::default())
         .with_config(config)
         .owns(Api::<StatefulSet>::all(client.clone()), ours.clone())
         .owns(Api::<Service>::all(client.clone()), ours.clone())
         .owns(Api::<ConfigMap>::all(client.clone()), ours.clone())
-        .owns(Api::<PodDisruptionBudget>::all(client.clone()), ours.clone())
-        .watches(Api::<Pod>::all(client.clone()), ours.clone(), |pod| by_label(&pod))
-        .watches(Api::<PersistentVolumeClaim>::all(client), ours, |claim| by_label(&claim))
+        .owns(
+            Api::<PodDisruptionBudget>::all(client.clone()),
+            ours.clone(),
+        )
+        .watches(Api::<Pod>::all(client.clone()), ours.clone(), |pod| {
+            by_label(&pod)
+        })
+        .watches(Api::<PersistentVolumeClaim>::all(client), ours, |claim| {
+            by_label(&claim)
+        })
         .graceful_shutdown_on(ended)
         .run(run, on_error, context)
         .for_each(|_| async {})

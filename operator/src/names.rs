@@ -92,7 +92,12 @@ impl Names {
 
     /// A pod's name in DNS.
     pub fn host(&self, number: i64) -> String {
-        format!("{}.{}.{}.svc", self.pod(number), self.peer_service(), self.namespace)
+        format!(
+            "{}.{}.{}.svc",
+            self.pod(number),
+            self.peer_service(),
+            self.namespace
+        )
     }
 
     /// Where other members reach a member.
@@ -115,7 +120,10 @@ impl Names {
     /// Where clients reach the cluster, with the domain: it is also read outside of pods.
     pub fn service_url(&self, domain: &str) -> String {
         let service = self.client_service();
-        format!("http://{service}.{}.svc.{domain}:{CLIENT_PORT}", self.namespace)
+        format!(
+            "http://{service}.{}.svc.{domain}:{CLIENT_PORT}",
+            self.namespace
+        )
     }
 
     /// Where clients reach one member, with the domain.
@@ -157,7 +165,9 @@ impl Names {
             (CLUSTER, &self.cluster),
             (CLUSTER_UID, &self.uid),
         ];
-        labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+        labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
     }
 
     /// The labels of a member's objects.
@@ -195,7 +205,10 @@ mod tests {
         }
         assert_eq!(names.peer_url(3), "http://db-3-0.db-peer.prod.svc:2380");
         assert_eq!(names.number_of_url(&names.peer_url(3)), Some(3));
-        for url in ["http://db-3-0.db-peer.test.svc:2380", "http://db-3.db-peer.prod.svc:2380"] {
+        for url in [
+            "http://db-3-0.db-peer.test.svc:2380",
+            "http://db-3.db-peer.prod.svc:2380",
+        ] {
             assert_eq!(names.number_of_url(url), None, "{url}");
         }
     }

@@ -15,7 +15,7 @@ use k8s_openapi::{
         policy::v1::PodDisruptionBudget,
         storage::v1::StorageClass,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use record::{RECORD_FILE, Record, Termination};
@@ -30,8 +30,6 @@ use crate::{
 
 /// How long the API server has to answer a question.
 const READ: Duration = Duration::from_secs(15);
-/// Most objects of one kind that are read: nine members, those that come and go, and strangers.
-const MAX_LISTED: u32 = 500;
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
@@ -291,67 +289,93 @@ where
         + std::fmt::Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &names.namespace);
-    let selector = ListParams::default().labels(&names.selector()).limit(MAX_LISTED);
-    Ok(read(&format!("list {what}"), api.list(&selector)).await?.items)
+    let selector = ListParams::default().labels(&names.selector());
+    Ok(read(&format!("list {what}"), api.list(&selector))
+        .await?
+        .items)
 }
 
 async fn objects(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
     let names = wanted.names;
-    for set in list::<StatefulSet>(client, names, "StatefulSets").await? {
+    let (sets, volumes, maps, pods, services, budgets) = tokio::try_join!(
+        list::<StatefulSet>(client, names, "StatefulSets"),
+        list::<PersistentVolumeClaim>(client, names, "claims"),
+        list::<ConfigMap>(client, names, "ConfigMaps"),
+        list::<Pod>(client, names, "pods"),
+        list::<Service>(client, names, "Services"),
+        list::<PodDisruptionBudget>(client, names, "PodDisruptionBudgets"),
+    )?;
+    for set in sets {
         if let Some(seen) = to.owned("StatefulSet", &set.metadata) {
             seen.set = Some(set_seen(&set));
         }
     }
-    for volume in list::<PersistentVolumeClaim>(client, names, "claims").await? {
+    for volume in volumes {
         // A claim has no owner while it is to outlive the cluster: its label says whose it is.
         if let Some(seen) = to.labelled("PersistentVolumeClaim", &volume.metadata) {
             seen.volume = Some(volume_seen(&volume, &names.uid));
         }
     }
-    for map in list::<ConfigMap>(client, names, "ConfigMaps").await? {
+    for map in maps {
         if let Some(seen) = to.owned("ConfigMap", &map.metadata) {
             seen.record = Some(record_seen(&map));
         }
     }
-    for pod in list::<Pod>(client, names, "pods").await? {
+    for pod in pods {
         let number = pod.name_any();
-        let number = number.strip_suffix("-0").and_then(|member| names.number(member));
+        let number = number
+            .strip_suffix("-0")
+            .and_then(|member| names.number(member));
         if let Some(number) = number.filter(|_| is_labelled(&pod.metadata, names)) {
             to.members.entry(number).or_default().pod = Some(pod_seen(&pod));
         }
     }
-    services(client, wanted, to).await?;
-    for budget in list::<PodDisruptionBudget>(client, names, "PodDisruptionBudgets").await? {
-        if !to.is_owned("PodDisruptionBudget", &budget.metadata) || budget.name_any() != names.budget() {
-            continue;
-        }
-        let available = budget.spec.as_ref().and_then(|spec| spec.min_available.clone());
-        let min_available = match available {
-            Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(number)) => number,
-            _ => 0,
-        };
-        to.budget = Some(Budget {
-            min_available,
-            intact: covers(&budget, &wanted.budget(min_available)?),
-            target: Target::of(&budget.metadata),
-        });
+    for service in services {
+        service_seen(&service, wanted, to)?;
+    }
+    for budget in budgets {
+        budget_seen(&budget, wanted, to)?;
     }
     to.foreign.sort();
     Ok(())
 }
 
-async fn services(client: &Client, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
-    for service in list::<Service>(client, wanted.names, "Services").await? {
-        if !to.is_owned("Service", &service.metadata) {
-            continue;
-        }
-        let name = service.name_any();
-        if name == wanted.names.peer_service() {
-            to.peer_service = Some(covers(&service, &wanted.peer_service()?));
-        } else if name == wanted.names.client_service() {
-            to.client_service = Some(covers(&service, &wanted.client_service()?));
-        }
+fn service_seen(service: &Service, wanted: &Wanted<'_>, to: &mut Observed) -> Result<(), Error> {
+    if !to.is_owned("Service", &service.metadata) {
+        return Ok(());
     }
+    let name = service.name_any();
+    if name == wanted.names.peer_service() {
+        to.peer_service = Some(covers(service, &wanted.peer_service()?));
+    } else if name == wanted.names.client_service() {
+        to.client_service = Some(covers(service, &wanted.client_service()?));
+    }
+    Ok(())
+}
+
+fn budget_seen(
+    budget: &PodDisruptionBudget,
+    wanted: &Wanted<'_>,
+    to: &mut Observed,
+) -> Result<(), Error> {
+    if !to.is_owned("PodDisruptionBudget", &budget.metadata)
+        || budget.name_any() != wanted.names.budget()
+    {
+        return Ok(());
+    }
+    let available = budget
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.min_available.clone());
+    let min_available = match available {
+        Some(IntOrString::Int(number)) => number,
+        _ => 0,
+    };
+    to.budget = Some(Budget {
+        min_available,
+        intact: covers(budget, &wanted.budget(min_available)?),
+        target: Target::of(&budget.metadata),
+    });
     Ok(())
 }
 
@@ -372,11 +396,21 @@ impl Observed {
     }
 
     fn note_foreign(&mut self, kind: &'static str, metadata: &ObjectMeta) {
+        let name = metadata.name.clone().unwrap_or_default();
+        let names = &self.names;
+        let in_the_way = names.number(&name).is_some()
+            || [names.peer_service(), names.client_service(), names.budget()].contains(&name);
+        // What else bears the label is no concern of ours, unless it holds or runs a member.
+        if !in_the_way && !matches!(kind, "StatefulSet" | "PersistentVolumeClaim") {
+            return;
+        }
         let labels = metadata.labels.as_ref();
-        let uid = labels.and_then(|labels| labels.get(names::CLUSTER_UID)).cloned();
+        let uid = labels
+            .and_then(|labels| labels.get(names::CLUSTER_UID))
+            .cloned();
         self.foreign.push(Foreign {
             kind,
-            name: metadata.name.clone().unwrap_or_default(),
+            name,
             cluster_uid: uid.unwrap_or_default(),
         });
     }
@@ -408,11 +442,18 @@ fn annotation(metadata: &ObjectMeta, key: &str) -> Option<String> {
 
 fn is_serving(metadata: Option<&ObjectMeta>) -> bool {
     let labels = metadata.and_then(|metadata| metadata.labels.as_ref());
-    labels.is_some_and(|labels| labels.get(names::SERVING).is_some_and(|value| value == "true"))
+    labels.is_some_and(|labels| {
+        labels
+            .get(names::SERVING)
+            .is_some_and(|value| value == "true")
+    })
 }
 
 fn set_seen(set: &StatefulSet) -> Set {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    let template = set
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.metadata.as_ref());
     Set {
         target: Target::of(&set.metadata),
         hash: annotation(&set.metadata, names::SPEC_HASH).unwrap_or_default(),
@@ -422,7 +463,11 @@ fn set_seen(set: &StatefulSet) -> Set {
 }
 
 fn volume_seen(volume: &PersistentVolumeClaim, cluster_uid: &str) -> Volume {
-    let owners = volume.metadata.owner_references.as_deref().unwrap_or_default();
+    let owners = volume
+        .metadata
+        .owner_references
+        .as_deref()
+        .unwrap_or_default();
     let spec = volume.spec.as_ref();
     let requests = spec.and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
     let asked = requests.and_then(|requests| requests.get("storage"));
@@ -449,12 +494,18 @@ fn pod_seen(pod: &Pod) -> PodSeen {
     let status = pod.status.clone().unwrap_or_default();
     let ready = status.conditions.as_deref().unwrap_or_default().iter();
     let ready = ready.filter(|condition| condition.type_ == "Ready");
-    let container = status.container_statuses.as_deref().unwrap_or_default().first();
+    let container = status
+        .container_statuses
+        .as_deref()
+        .unwrap_or_default()
+        .first();
     let state = container.and_then(|container| container.state.as_ref());
-    let ended = state.and_then(|state| state.terminated.clone()).or_else(|| {
-        let last = container.and_then(|container| container.last_state.as_ref());
-        last.and_then(|last| last.terminated.clone())
-    });
+    let ended = state
+        .and_then(|state| state.terminated.clone())
+        .or_else(|| {
+            let last = container.and_then(|container| container.last_state.as_ref());
+            last.and_then(|last| last.terminated.clone())
+        });
     let running = state.is_some_and(|state| state.running.is_some());
     let refused = ended.as_ref().and_then(|ended| {
         let words = ended.message.as_deref().unwrap_or_default();
@@ -462,7 +513,9 @@ fn pod_seen(pod: &Pod) -> PodSeen {
         // What made the server refuse may be undone: once it runs ready again it is past.
         said.filter(|said| i32::from(said.exit_code) == ended.exit_code)
     });
-    let ready = ready.into_iter().any(|condition| condition.status == "True");
+    let ready = ready
+        .into_iter()
+        .any(|condition| condition.status == "True");
     PodSeen {
         target: Target::of(&pod.metadata),
         ip: status.pod_ip.clone(),
@@ -490,11 +543,21 @@ fn trouble(pod: &Pod) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.clone().unwrap_or_default();
-        if matches!(reason.as_str(), "" | "ContainerCreating" | "PodInitializing") {
+        if matches!(
+            reason.as_str(),
+            "" | "ContainerCreating" | "PodInitializing"
+        ) {
             return None;
         }
-        let message = waiting.message.clone().unwrap_or_default();
-        let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+        // Its text counts seconds: a status that shows it would be written all the time.
+        let message = match reason.as_str() {
+            "CrashLoopBackOff" => "its container ends again and again".to_owned(),
+            _ => waiting.message.clone().unwrap_or_default(),
+        };
+        let ended = container
+            .last_state
+            .as_ref()
+            .and_then(|last| last.terminated.as_ref());
         let ended = ended.map(|ended| format!(", last exit code {}", ended.exit_code));
         return Some(format!("{reason}: {message}{}", ended.unwrap_or_default()));
     }
@@ -514,7 +577,9 @@ async fn classes(client: &Client, to: &mut Observed) -> Result<(), Error> {
         }
         let api: Api<StorageClass> = Api::all(client.clone());
         let found = read("read the StorageClass", api.get_opt(&class)).await?;
-        let grows = found.and_then(|found| found.allow_volume_expansion).unwrap_or_default();
+        let grows = found
+            .and_then(|found| found.allow_volume_expansion)
+            .unwrap_or_default();
         to.classes.insert(class, grows);
     }
     Ok(())
@@ -523,7 +588,10 @@ async fn classes(client: &Client, to: &mut Observed) -> Result<(), Error> {
 /// Asks the members.
 async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
     let asked = to.members.iter().filter_map(|(number, seen)| {
-        let pod = seen.pod.as_ref().filter(|pod| pod.running && !pod.deleting)?;
+        let pod = seen
+            .pod
+            .as_ref()
+            .filter(|pod| pod.running && !pod.deleting)?;
         Some((*number, pod.ip.clone()?))
     });
     let asked: Vec<(i64, String)> = asked.collect();
@@ -546,7 +614,10 @@ async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
 impl Observed {
     /// Addresses of members that answered as part of this cluster.
     pub fn addresses(&self) -> Vec<String> {
-        let answered = self.members.values().filter(|seen| matches!(seen.answer, Some(Ok(_))));
+        let answered = self
+            .members
+            .values()
+            .filter(|seen| matches!(seen.answer, Some(Ok(_))));
         let pods = answered.filter_map(|seen| seen.pod.as_ref());
         pods.filter_map(|pod| pod.ip.clone()).collect()
     }

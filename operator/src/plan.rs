@@ -6,8 +6,9 @@
 //! member that has not started. No step removes anything that holds data.
 
 use crds::{
-    EtcdClusterStatus, quantity,
+    EtcdClusterStatus,
     cluster::RetainPolicy,
+    quantity,
     status::{Operation, OperationType},
 };
 use jiff::SignedDuration;
@@ -212,25 +213,34 @@ impl<'a> Facts<'a> {
     /// The number of one of etcd's members, if it is one of ours.
     pub fn number(&self, member: &Member) -> Option<i64> {
         let urls = member.peer_urls.iter();
-        urls.filter_map(|url| self.seen.names.number_of_url(url)).next()
+        urls.filter_map(|url| self.seen.names.number_of_url(url))
+            .next()
     }
 
     /// A member's line in etcd's list.
     pub fn listed(&self, number: i64) -> Option<&'a Member> {
         let all = self.voters.iter().chain(&self.learners);
-        all.copied().find(|member| self.number(member) == Some(number))
+        all.copied()
+            .find(|member| self.number(member) == Some(number))
     }
 
     /// Whether a member has been part of the cluster: it has said its name.
     pub fn started(&self, number: i64) -> bool {
-        self.listed(number).is_some_and(|member| !member.name.is_empty())
+        self.listed(number)
+            .is_some_and(|member| !member.name.is_empty())
     }
 
     /// Whether a member answers, knows a leader and complains of nothing.
     pub fn healthy(&self, number: i64) -> bool {
-        let answer = self.seen.members.get(&number).and_then(|seen| seen.answer.as_ref());
+        let answer = self
+            .seen
+            .members
+            .get(&number)
+            .and_then(|seen| seen.answer.as_ref());
         answer.is_some_and(|answer| {
-            answer.as_ref().is_ok_and(|answer| answer.leader != 0 && answer.errors.is_empty())
+            answer
+                .as_ref()
+                .is_ok_and(|answer| answer.leader != 0 && answer.errors.is_empty())
         })
     }
 
@@ -248,11 +258,16 @@ impl<'a> Facts<'a> {
     /// A member whose claim is gone although it had one.
     fn without_volume(&self) -> Option<i64> {
         let lost = |seen: &Seen| {
-            let began = seen.said().is_some_and(|record| record.action != Action::Hold);
-            seen.volume.as_ref().is_none_or(|volume| volume.deleting) && (seen.set.is_some() || began)
+            let began = seen
+                .said()
+                .is_some_and(|record| record.action != Action::Hold);
+            seen.volume.as_ref().is_none_or(|volume| volume.deleting)
+                && (seen.set.is_some() || began)
         };
         let mut members = self.seen.members.iter();
-        let lost = members.find(|(_, seen)| lost(seen)).map(|(number, _)| *number);
+        let lost = members
+            .find(|(_, seen)| lost(seen))
+            .map(|(number, _)| *number);
         // One of etcd's list of which nothing is left here.
         let listed = self.voters.iter().chain(&self.learners);
         let mut listed = listed.filter_map(|member| self.number(member));
@@ -266,9 +281,15 @@ fn hex(id: u64) -> String {
 
 /// The ID that claims or members still know when the status was lost.
 fn survived_id(seen: &Observed) -> Option<String> {
-    let noted = seen.members.values().filter_map(|seen| seen.volume.as_ref()?.cluster_id.clone());
+    let noted = seen
+        .members
+        .values()
+        .filter_map(|seen| seen.volume.as_ref()?.cluster_id.clone());
     let mut noted: Vec<String> = noted.collect();
-    let answered = seen.members.values().filter_map(|seen| seen.answer.as_ref()?.as_ref().ok());
+    let answered = seen
+        .members
+        .values()
+        .filter_map(|seen| seen.answer.as_ref()?.as_ref().ok());
     // A member that has not yet elected a leader, itself, has founded nothing that lasts.
     let answered = answered.filter(|answer| answer.leader != 0 && answer.cluster_id != 0);
     noted.extend(answered.map(|answer| hex(answer.cluster_id)));
@@ -358,10 +379,18 @@ fn decide(facts: &Facts<'_>, status: &mut EtcdClusterStatus) -> Verdict {
         return verdict;
     }
     if let Some(step) = frame(facts, status) {
-        return Verdict::working(step, "Arranging", "services and budget are being brought up to date");
+        return Verdict::working(
+            step,
+            "Arranging",
+            "services and budget are being brought up to date",
+        );
     }
     if let Some(step) = upkeep(facts) {
-        return Verdict::working(step, "Arranging", "a member's objects are being brought up to date");
+        return Verdict::working(
+            step,
+            "Arranging",
+            "a member's objects are being brought up to date",
+        );
     }
     if let Some(verdict) = trouble(facts) {
         return verdict;
@@ -373,14 +402,19 @@ fn decide(facts: &Facts<'_>, status: &mut EtcdClusterStatus) -> Verdict {
         return verdict;
     }
     status.operation = None;
-    storage(facts).or_else(|| refusal(facts)).or_else(|| grow(facts, status)).unwrap_or_else(|| at_rest(facts))
+    storage(facts)
+        .or_else(|| refusal(facts))
+        .or_else(|| grow(facts, status))
+        .unwrap_or_else(|| at_rest(facts))
 }
 
 /// Objects of this name that are another cluster's. Nothing is ever taken over.
 fn strangers(facts: &Facts<'_>) -> Option<Verdict> {
     let foreign = &facts.seen.foreign;
-    let claims: Vec<&Foreign> =
-        foreign.iter().filter(|foreign| foreign.kind == "PersistentVolumeClaim").collect();
+    let claims: Vec<&Foreign> = foreign
+        .iter()
+        .filter(|foreign| foreign.kind == "PersistentVolumeClaim")
+        .collect();
     if let Some(first) = claims.first() {
         let names: Vec<&str> = claims.iter().map(|claim| claim.name.as_str()).collect();
         return Some(Verdict::stalled(
@@ -417,7 +451,10 @@ fn other_cluster(facts: &Facts<'_>) -> Option<Verdict> {
             "{}; the cluster's ID is {}. Nothing is changed until all name the same: put the right \
              disks back",
             odd.join(", "),
-            facts.cluster_id.as_deref().unwrap_or("not known, since they differ")
+            facts
+                .cluster_id
+                .as_deref()
+                .unwrap_or("not known, since they differ")
         ),
     ))
 }
@@ -430,7 +467,10 @@ fn frame(facts: &Facts<'_>, status: &EtcdClusterStatus) -> Option<Step> {
         Some(false) => return Some(Step::ApplyPeerService),
         Some(true) => {}
     }
-    let serving = seen.members.values().any(|seen| seen.set.as_ref().is_some_and(|set| set.serving));
+    let serving = seen
+        .members
+        .values()
+        .any(|seen| seen.set.as_ref().is_some_and(|set| set.serving));
     match seen.client_service {
         None if serving && facts.cluster_id.is_some() => return Some(Step::CreateClientService),
         Some(false) => return Some(Step::ApplyClientService),
@@ -449,7 +489,10 @@ fn budget(facts: &Facts<'_>, status: &EtcdClusterStatus) -> Option<Step> {
         false => usize::try_from(seen.status.replicas).unwrap_or_default(),
     };
     let votes = |number| facts.listed(number).is_some_and(|member| !member.learner);
-    let coming = status.operation.as_ref().is_some_and(|operation| !votes(operation.member));
+    let coming = status
+        .operation
+        .as_ref()
+        .is_some_and(|operation| !votes(operation.member));
     let target = usize::try_from(seen.spec.replicas).unwrap_or_default();
     let most = target.max(live + usize::from(coming));
     let wanted = i32::try_from(quorum(most)).unwrap_or(i32::MAX);
@@ -511,7 +554,10 @@ fn settle_record(facts: &Facts<'_>, number: i64, seen: &Seen) -> Option<Step> {
 fn announce(number: i64, seen: &Seen) -> Option<Step> {
     let record = seen.said()?;
     let pod = seen.pod.as_ref().filter(|pod| !pod.deleting)?;
-    let theirs = record.member_pod_uid.as_ref().is_none_or(|uid| *uid == pod.target.uid);
+    let theirs = record
+        .member_pod_uid
+        .as_ref()
+        .is_none_or(|uid| *uid == pod.target.uid);
     let told = pod.record.as_ref() == Some(&record.record_id);
     (theirs && !told && record.action != Action::Hold).then(|| Step::Announce {
         member: number,
@@ -525,15 +571,23 @@ fn announce(number: i64, seen: &Seen) -> Option<Step> {
 fn serve(facts: &Facts<'_>, number: i64, seen: &Seen) -> Option<Step> {
     facts.seen.status.cluster_id.as_ref()?;
     let votes = facts.listed(number).is_some_and(|member| !member.learner);
-    let settled = seen.said().is_some_and(|record| record.action == Action::Run);
-    let set = seen.set.as_ref().filter(|set| votes && settled && !set.deleting)?;
+    let settled = seen
+        .said()
+        .is_some_and(|record| record.action == Action::Run);
+    let set = seen
+        .set
+        .as_ref()
+        .filter(|set| votes && settled && !set.deleting)?;
     if !set.serving {
         return Some(Step::ServeSet {
             member: number,
             set: set.target.clone(),
         });
     }
-    let pod = seen.pod.as_ref().filter(|pod| !pod.deleting && !pod.serving)?;
+    let pod = seen
+        .pod
+        .as_ref()
+        .filter(|pod| !pod.deleting && !pod.serving)?;
     Some(Step::ServePod {
         member: number,
         pod: pod.target.uid.clone(),
@@ -543,7 +597,9 @@ fn serve(facts: &Facts<'_>, number: i64, seen: &Seen) -> Option<Step> {
 /// A member's StatefulSet that somebody deleted comes back on the member's disk.
 fn restore_set(number: i64, seen: &Seen) -> Option<Step> {
     let volume = seen.volume.as_ref().is_some_and(|volume| !volume.deleting);
-    let runs = seen.said().is_some_and(|record| record.action == Action::Run);
+    let runs = seen
+        .said()
+        .is_some_and(|record| record.action == Action::Run);
     (seen.set.is_none() && volume && runs).then_some(Step::CreateSet(number))
 }
 
@@ -595,7 +651,11 @@ fn refusal(facts: &Facts<'_>) -> Option<Verdict> {
             ),
         ));
     }
-    let other = |seen: &Seen| seen.set.as_ref().is_some_and(|set| set.hash != facts.seen.template_hash);
+    let other = |seen: &Seen| {
+        seen.set
+            .as_ref()
+            .is_some_and(|set| set.hash != facts.seen.template_hash)
+    };
     let mut others = seen.members.iter().filter(|(_, seen)| other(seen));
     if let Some((number, _)) = others.next() {
         return Some(Verdict::stalled(
@@ -626,12 +686,20 @@ fn refusal(facts: &Facts<'_>) -> Option<Verdict> {
 fn next_operation(facts: &Facts<'_>, status: &EtcdClusterStatus) -> Option<Operation> {
     let seen = facts.seen;
     let unfinished = |number: &i64, member: &Seen| {
-        let waiting = member.said().is_some_and(|record| record.action != Action::Run);
-        let learner = facts.learners.iter().any(|learner| facts.number(learner) == Some(*number));
+        let waiting = member
+            .said()
+            .is_some_and(|record| record.action != Action::Run);
+        let learner = facts
+            .learners
+            .iter()
+            .any(|learner| facts.number(learner) == Some(*number));
         waiting || learner
     };
     if facts.cluster_id.is_some() {
-        let mut known = seen.members.iter().filter(|(number, seen)| unfinished(number, seen));
+        let mut known = seen
+            .members
+            .iter()
+            .filter(|(number, seen)| unfinished(number, seen));
         let (number, _) = known.next()?;
         return Some(begin(seen, OperationType::Grow, *number));
     }
@@ -704,7 +772,11 @@ fn parts(facts: &Facts<'_>, number: i64) -> Option<Step> {
 fn bootstrap(facts: &Facts<'_>, number: i64) -> Option<Verdict> {
     let member = facts.seen.names.member(number);
     let working = |step, message: &str| {
-        Some(Verdict::working(step, "Bootstrapping", format!("{member}: {message}")))
+        Some(Verdict::working(
+            step,
+            "Bootstrapping",
+            format!("{member}: {message}"),
+        ))
     };
     if facts.cluster_id.is_some() {
         let settled = facts.seen.members.get(&number).and_then(Seen::said);
@@ -767,7 +839,11 @@ fn other_disk(member: &str, seen: &Seen, volume_uid: &str) -> Option<Verdict> {
 fn join(facts: &Facts<'_>, number: i64) -> Option<Verdict> {
     let member = facts.seen.names.member(number);
     let working = |step, message: &str| {
-        Some(Verdict::working(step, "Growing", format!("{member}: {message}")))
+        Some(Verdict::working(
+            step,
+            "Growing",
+            format!("{member}: {message}"),
+        ))
     };
     if facts.seen.list.is_none() {
         return working(Step::Wait, "waiting for a quorum of members to answer");
@@ -787,7 +863,9 @@ fn join(facts: &Facts<'_>, number: i64) -> Option<Verdict> {
         };
     };
     if !listed.name.is_empty() {
-        let settled = seen.said().is_some_and(|record| record.action == Action::Run);
+        let settled = seen
+            .said()
+            .is_some_and(|record| record.action == Action::Run);
         if !listed.learner && settled {
             return None;
         }
@@ -828,7 +906,9 @@ fn join(facts: &Facts<'_>, number: i64) -> Option<Verdict> {
 fn initial_cluster(facts: &Facts<'_>) -> String {
     let mut members: Vec<String> = Vec::new();
     for member in facts.voters.iter().chain(&facts.learners) {
-        let ours = facts.number(member).map(|number| facts.seen.names.member(number));
+        let ours = facts
+            .number(member)
+            .map(|number| facts.seen.names.member(number));
         let name = match member.name.is_empty() {
             true => ours.unwrap_or_else(|| hex(member.id)),
             false => member.name.clone(),
@@ -879,7 +959,11 @@ fn storage(facts: &Facts<'_>) -> Option<Verdict> {
                 owned,
                 volume: volume.target.clone(),
             };
-            return Some(Verdict::working(step, "Arranging", format!("claim {claim}: retain policy")));
+            return Some(Verdict::working(
+                step,
+                "Arranging",
+                format!("claim {claim}: retain policy"),
+            ));
         }
         if volume.asked >= size {
             continue;
@@ -890,7 +974,11 @@ fn storage(facts: &Facts<'_>) -> Option<Verdict> {
                 member,
                 volume: volume.target.clone(),
             };
-            return Some(Verdict::working(step, "GrowingStorage", format!("claim {claim} grows")));
+            return Some(Verdict::working(
+                step,
+                "GrowingStorage",
+                format!("claim {claim} grows"),
+            ));
         }
         refused.get_or_insert_with(|| {
             Verdict::stalled(
@@ -931,12 +1019,17 @@ fn at_rest(facts: &Facts<'_>) -> Verdict {
         );
     }
     if facts.seen.list.is_none() {
-        return Verdict::working(Step::Wait, "NoQuorum", "waiting for a quorum of members to answer");
+        return Verdict::working(
+            Step::Wait,
+            "NoQuorum",
+            "waiting for a quorum of members to answer",
+        );
     }
     let all = report::all_ready(facts);
     Verdict {
         step: if all { Step::Rest } else { Step::Wait },
         stalled: None,
-        working: (!all).then(|| Because::new("MembersNotReady", "waiting for members to become ready")),
+        working: (!all)
+            .then(|| Because::new("MembersNotReady", "waiting for members to become ready")),
     }
 }

@@ -36,17 +36,23 @@ pub async fn probe(endpoint: &str, limit: Duration) -> Result<String, String> {
     };
     match tokio::time::timeout(limit, tries).await {
         Ok(said) => Ok(format!("{endpoint}: {said}")),
-        Err(_) => Err(format!("{endpoint}: no success within {limit:?}; the last try: {failed}")),
+        Err(_) => Err(format!(
+            "{endpoint}: no success within {limit:?}; the last try: {failed}"
+        )),
     }
 }
 
 async fn once(endpoint: &Endpoint) -> Result<String, String> {
-    let channel = endpoint.connect().await.map_err(|error| format!("cannot connect: {error}"))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| format!("cannot connect: {error}"))?;
     let mut kv: KvClient<Channel> = KvClient::new(channel);
     // Nobody else's: two probes at once do not meet.
     let key = format!("cairn.dev/probe/{:016x}", rand::random::<u64>()).into_bytes();
     let value = rand::random::<u64>().to_string().into_bytes();
-    let refused = |what: &'static str| move |status: tonic::Status| format!("{what}: {}", status.message());
+    let refused =
+        |what: &'static str| move |status: tonic::Status| format!("{what}: {}", status.message());
     let put = PutRequest {
         key: key.clone().into(),
         value: value.clone().into(),
@@ -62,7 +68,11 @@ async fn once(endpoint: &Endpoint) -> Result<String, String> {
         key: key.into(),
         ..DeleteRangeRequest::default()
     };
-    let deleted = kv.delete_range(delete).await.map_err(refused("delete"))?.into_inner();
+    let deleted = kv
+        .delete_range(delete)
+        .await
+        .map_err(refused("delete"))?
+        .into_inner();
     match read.kvs.first() {
         Some(found) if found.value[..] == value[..] && deleted.deleted == 1 => {
             Ok("put a key, read it back and deleted it".to_owned())

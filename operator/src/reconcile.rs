@@ -7,9 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crds::{EtcdCluster, EtcdClusterStatus, status::condition};
-use k8s_openapi::{
-    api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition,
-};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client, ResourceExt,
     core::{DeserializeGuard, Resource},
@@ -29,7 +27,7 @@ use crate::{
     lease::Fence,
     names::Names,
     observe::{Failure, Observed, observe},
-    plan::{Step, plan},
+    plan::{Plan, Step, plan},
     telemetry::Telemetry,
 };
 
@@ -41,6 +39,8 @@ const SOON: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(30);
 /// Longest time between tries of what fails.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How long an event may take: work waits meanwhile.
+const EVENT: Duration = Duration::from_secs(3);
 /// Longest note of an event that Kubernetes takes, in bytes.
 const MAX_NOTE_BYTES: usize = 1000;
 
@@ -55,6 +55,7 @@ pub struct Context<E> {
     /// What went wrong last with each cluster. Nothing is decided upon it: it is told, and says
     /// how long to wait.
     memory: Mutex<HashMap<(String, String), Memory>>,
+    planner: fn(&Observed) -> Plan,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,7 +99,14 @@ impl<E: Etcd> Context<E> {
             fence,
             telemetry,
             memory: Mutex::default(),
+            planner: plan,
         }
+    }
+
+    /// With another planner: tests show with a broken one that they would notice.
+    pub fn with_planner(mut self, planner: fn(&Observed) -> Plan) -> Self {
+        self.planner = planner;
+        self
     }
 
     /// Looks, plans and does one thing.
@@ -107,14 +115,25 @@ impl<E: Etcd> Context<E> {
     /// Something did not answer or was refused; what was done is seen in the next pass.
     pub async fn pass(&self, namespace: &str, name: &str) -> Result<Passed, Error> {
         let key = (namespace.to_owned(), name.to_owned());
-        let failure = self.memory.lock().get(&key).and_then(|memory| memory.failure.clone());
-        let looked = observe(&self.client, &self.etcd, &self.settings, namespace, name, failure);
+        let failure = self
+            .memory
+            .lock()
+            .get(&key)
+            .and_then(|memory| memory.failure.clone());
+        let looked = observe(
+            &self.client,
+            &self.etcd,
+            &self.settings,
+            namespace,
+            name,
+            failure,
+        );
         let Some(seen) = looked.await? else {
             self.memory.lock().remove(&key);
             self.telemetry.forget(namespace, name);
             return Ok(Passed::Gone);
         };
-        let plan = plan(&seen);
+        let plan = (self.planner)(&seen);
         self.telemetry.cluster(namespace, name, &plan.status);
         let hands = Hands {
             client: &self.client,
@@ -131,7 +150,11 @@ impl<E: Etcd> Context<E> {
             Step::Rest => return Ok(Passed::Resting),
             _ => {}
         }
-        let operation = seen.status.operation.as_ref().map(|operation| operation.id.clone());
+        let operation = seen
+            .status
+            .operation
+            .as_ref()
+            .map(|operation| operation.id.clone());
         let step = plan.step.name();
         debug!(step, operation, "doing");
         self.telemetry.step(step);
@@ -189,39 +212,73 @@ impl<E: Etcd> Context<E> {
     async fn announce_status(&self, seen: &Observed, status: &EtcdClusterStatus) {
         let before = find(&seen.status, condition::STALLED);
         if let Some(stalled) = find(status, condition::STALLED).filter(|now| now.status == "True")
-            && before.is_none_or(|before| before.status != "True" || before.reason != stalled.reason)
+            && before
+                .is_none_or(|before| before.status != "True" || before.reason != stalled.reason)
         {
-            self.event(seen, EventType::Warning, &stalled.reason, "Stall", &stalled.message).await;
+            self.event(
+                seen,
+                EventType::Warning,
+                &stalled.reason,
+                "Stall",
+                &stalled.message,
+            )
+            .await;
         }
         if seen.status.cluster_id.is_none()
             && let Some(id) = &status.cluster_id
         {
             let note = format!("the cluster has the ID {id}");
-            self.event(seen, EventType::Normal, "ClusterFounded", "Bootstrap", &note).await;
+            self.event(
+                seen,
+                EventType::Normal,
+                "ClusterFounded",
+                "Bootstrap",
+                &note,
+            )
+            .await;
         }
-        let was_ready = find(&seen.status, condition::READY).is_some_and(|old| old.status == "True");
+        let was_ready =
+            find(&seen.status, condition::READY).is_some_and(|old| old.status == "True");
         if let Some(ready) = find(status, condition::READY) {
             let is_ready = ready.status == "True";
             if is_ready && !was_ready {
-                self.event(seen, EventType::Normal, "Ready", "Observe", &ready.message).await;
+                self.event(seen, EventType::Normal, "Ready", "Observe", &ready.message)
+                    .await;
             } else if was_ready && !is_ready {
-                self.event(seen, EventType::Warning, "NotReady", "Observe", &ready.message).await;
+                self.event(
+                    seen,
+                    EventType::Warning,
+                    "NotReady",
+                    "Observe",
+                    &ready.message,
+                )
+                .await;
             }
         }
     }
 
     async fn announce_step(&self, seen: &Observed, step: &Step) {
         let (reason, action, number, words) = match step {
-            Step::CreateSet(number) => ("MemberCreated", "Create", *number, "its pod is being made"),
+            Step::CreateSet(number) => {
+                ("MemberCreated", "Create", *number, "its pod is being made")
+            }
             Step::AddLearner(number) => ("MemberAdded", "Grow", *number, "it joins without a vote"),
             Step::Promote { member, .. } => ("MemberPromoted", "Grow", *member, "it votes now"),
             _ => return,
         };
         let note = format!("member {}: {words}", seen.names.member(number));
-        self.event(seen, EventType::Normal, reason, action, &note).await;
+        self.event(seen, EventType::Normal, reason, action, &note)
+            .await;
     }
 
-    async fn event(&self, seen: &Observed, kind: EventType, reason: &str, action: &str, note: &str) {
+    async fn event(
+        &self,
+        seen: &Observed,
+        kind: EventType,
+        reason: &str,
+        action: &str,
+        note: &str,
+    ) {
         let mut note = note.to_owned();
         while note.len() > MAX_NOTE_BYTES {
             note.pop();
@@ -237,7 +294,9 @@ impl<E: Etcd> Context<E> {
             return;
         };
         let reference = reference(&seen.names);
-        let published = tokio::time::timeout(left, self.recorder.publish(&event, &reference)).await;
+        let limit = left.min(EVENT);
+        let published =
+            tokio::time::timeout(limit, self.recorder.publish(&event, &reference)).await;
         // An event is for people: nothing rests on it.
         if !matches!(published, Ok(Ok(()))) {
             debug!(reason, "could not publish an event");
@@ -257,7 +316,10 @@ fn reference(names: &Names) -> ObjectReference {
 }
 
 fn find<'a>(status: &'a EtcdClusterStatus, name: &str) -> Option<&'a Condition> {
-    status.conditions.iter().find(|condition| condition.type_ == name)
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == name)
 }
 
 /// Some time around this one, so that many objects do not come at once.
@@ -278,12 +340,22 @@ pub async fn run<E: Etcd>(
     let name = metadata.name.clone().unwrap_or_default();
     if let Err(invalid) = &cluster.0 {
         // Written under another schema. Its members go on; it is looked at again when it changes.
-        warn!(namespace, name, error = invalid.error, "this EtcdCluster cannot be read; it is left alone");
-        context.telemetry.reconciled("InvalidObject", Duration::ZERO);
+        warn!(
+            namespace,
+            cluster = name,
+            error = invalid.error,
+            "this EtcdCluster cannot be read; it is left alone"
+        );
+        context
+            .telemetry
+            .reconciled("InvalidObject", Duration::ZERO);
         return Ok(Action::await_change());
     }
-    let span = info_span!("cluster", namespace, name);
-    let passed = context.reconcile(&namespace, &name).instrument(span).await?;
+    let span = info_span!("reconcile", namespace, cluster = name);
+    let passed = context
+        .reconcile(&namespace, &name)
+        .instrument(span)
+        .await?;
     if let Some(memory) = context.memory.lock().get_mut(&(namespace, name)) {
         memory.errors = 0;
     }
@@ -308,7 +380,9 @@ pub fn on_error<E: Etcd>(
         memory.errors = memory.errors.saturating_add(1);
         memory.errors
     };
-    let backoff = Duration::from_millis(500).saturating_mul(1 << errors.min(8)).min(MAX_BACKOFF);
-    warn!(namespace = key.0, name = key.1, %error, errors, "reconciling failed; trying again");
+    let backoff = Duration::from_millis(500)
+        .saturating_mul(1 << errors.min(8))
+        .min(MAX_BACKOFF);
+    warn!(namespace = key.0, cluster = key.1, %error, errors, "reconciling failed; trying again");
     Action::requeue(around(backoff))
 }

@@ -25,7 +25,10 @@ pub fn odd_members(facts: &Facts<'_>) -> Vec<String> {
             let id = format!("{:x}", answer.cluster_id);
             said.push((format!("member {member} is of cluster {id}"), id));
         }
-        let noted = seen.volume.as_ref().and_then(|volume| volume.cluster_id.clone());
+        let noted = seen
+            .volume
+            .as_ref()
+            .and_then(|volume| volume.cluster_id.clone());
         if let Some(id) = noted {
             said.push((format!("the claim {member} holds data of cluster {id}"), id));
         }
@@ -33,14 +36,24 @@ pub fn odd_members(facts: &Facts<'_>) -> Vec<String> {
     let agreed = match &facts.cluster_id {
         Some(id) => Some(id.clone()),
         // Nothing is latched: two that differ are both odd.
-        None => said.first().map(|(_, id)| id.clone()).filter(|first| said.iter().all(|(_, id)| id == first)),
+        None => said
+            .first()
+            .map(|(_, id)| id.clone())
+            .filter(|first| said.iter().all(|(_, id)| id == first)),
     };
-    said.into_iter().filter(|(_, id)| Some(id) != agreed.as_ref()).map(|(text, _)| text).collect()
+    said.into_iter()
+        .filter(|(_, id)| Some(id) != agreed.as_ref())
+        .map(|(text, _)| text)
+        .collect()
 }
 
 /// Whether a member is healthy and Kubernetes calls its pod ready.
 fn ready(facts: &Facts<'_>, number: i64) -> bool {
-    let pod = facts.seen.members.get(&number).and_then(|seen| seen.pod.as_ref());
+    let pod = facts
+        .seen
+        .members
+        .get(&number)
+        .and_then(|seen| seen.pod.as_ref());
     facts.healthy(number) && pod.is_some_and(|pod| pod.ready && !pod.deleting)
 }
 
@@ -68,15 +81,25 @@ pub fn write(facts: &Facts<'_>, verdict: &Verdict, status: &mut EtcdClusterStatu
     status.ready_replicas = i32::try_from(ready_voters(facts)).unwrap_or(i32::MAX);
     status.ready = Some(format!("{}/{}", status.ready_replicas, seen.spec.replicas));
     let selector = seen.names.pod_selector();
-    let selector: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let selector: Vec<String> = selector
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     status.selector = Some(selector.join(","));
-    status.members = seen.members.iter().map(|(number, seen)| member(facts, *number, seen)).collect();
+    status.members = seen
+        .members
+        .iter()
+        .map(|(number, seen)| member(facts, *number, seen))
+        .collect();
     status.leader = status
         .members
         .iter()
         .find(|member| member.role == Role::Leader)
         .map(|member| member.name.clone());
-    let answers = seen.members.values().filter_map(|seen| seen.answer.as_ref()?.as_ref().ok());
+    let answers = seen
+        .members
+        .values()
+        .filter_map(|seen| seen.answer.as_ref()?.as_ref().ok());
     if let Some(largest) = answers.map(|answer| answer.db_size).max() {
         status.db_size = Some(quantity::rounded(largest));
     }
@@ -94,17 +117,30 @@ fn endpoints(facts: &Facts<'_>) -> Vec<String> {
         return seen.status.endpoints.clone();
     }
     let domain = &seen.settings.cluster_domain;
-    let mut members: Vec<i64> = facts.voters.iter().filter_map(|voter| facts.number(voter)).collect();
+    let mut members: Vec<i64> = facts
+        .voters
+        .iter()
+        .filter_map(|voter| facts.number(voter))
+        .collect();
     members.sort_unstable();
-    let members = members.into_iter().map(|number| seen.names.member_url(number, domain));
-    std::iter::once(seen.names.service_url(domain)).chain(members).collect()
+    let members = members
+        .into_iter()
+        .map(|number| seen.names.member_url(number, domain));
+    std::iter::once(seen.names.service_url(domain))
+        .chain(members)
+        .collect()
 }
 
 fn member(facts: &Facts<'_>, number: i64, seen: &Seen) -> MemberStatus {
     let names = &facts.seen.names;
     let listed = facts.listed(number);
     let answer = seen.answer.as_ref().and_then(|answer| answer.as_ref().ok());
-    let before = facts.seen.status.members.iter().find(|member| member.name == names.member(number));
+    let before = facts
+        .seen
+        .status
+        .members
+        .iter()
+        .find(|member| member.name == names.member(number));
     let role = match (listed, answer) {
         (Some(listed), _) if listed.learner => Role::Learner,
         (Some(listed), Some(answer)) if answer.leader == listed.id => Role::Leader,
@@ -120,7 +156,9 @@ fn member(facts: &Facts<'_>, number: i64, seen: &Seen) -> MemberStatus {
     let phase = match role {
         Role::Learner if facts.started(number) && facts.healthy(number) => MemberPhase::Learner,
         Role::Leader | Role::Voter if ready => MemberPhase::Ready,
-        Role::Learner | Role::None if seen.answer.as_ref().is_none_or(Result::is_err) && !refused(seen) => {
+        Role::Learner | Role::None
+            if seen.answer.as_ref().is_none_or(Result::is_err) && !refused(seen) =>
+        {
             MemberPhase::Provisioning
         }
         _ => MemberPhase::Unhealthy,
@@ -132,7 +170,9 @@ fn member(facts: &Facts<'_>, number: i64, seen: &Seen) -> MemberStatus {
         pod_name: names.pod(number),
         role,
         phase,
-        version: answer.map(|answer| answer.version.clone()).filter(|version| !version.is_empty()),
+        version: answer
+            .map(|answer| answer.version.clone())
+            .filter(|version| !version.is_empty()),
         db_size: answer.map(|answer| quantity::rounded(answer.db_size)),
         message: message(facts, number, seen, phase),
     }
@@ -190,16 +230,21 @@ fn available(facts: &Facts<'_>) -> bool {
 fn phase(facts: &Facts<'_>, verdict: &Verdict, status: &EtcdClusterStatus) -> Phase {
     let seen = facts.seen;
     let few = usize::try_from(seen.spec.replicas).unwrap_or_default() > facts.voters.len();
-    let growing = status.operation.as_ref().is_some_and(|operation| operation.r#type == OperationType::Grow);
+    let growing = status
+        .operation
+        .as_ref()
+        .is_some_and(|operation| operation.r#type == OperationType::Grow);
     match () {
         () if seen.deleting => Phase::Deleting,
         () if seen.spec.paused => Phase::Paused,
         () if verdict.stalled.is_some() => Phase::Stalled,
         () if facts.cluster_id.is_none() => Phase::Creating,
-        () if !available(facts) => match status.operation.as_ref().map(|operation| operation.r#type) {
-            Some(OperationType::Bootstrap) => Phase::Creating,
-            _ => Phase::Unavailable,
-        },
+        () if !available(facts) => {
+            match status.operation.as_ref().map(|operation| operation.r#type) {
+                Some(OperationType::Bootstrap) => Phase::Creating,
+                _ => Phase::Unavailable,
+            }
+        }
         () if growing || few => Phase::Growing,
         () if all_ready(facts) => Phase::Running,
         () => Phase::Degraded,
@@ -213,20 +258,34 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, status: &EtcdClusterStatus) 
     let whole = all_ready(facts);
     let settled = verdict.stalled.is_none() && status.operation.is_none() && !seen.deleting;
     let because = verdict.stalled.as_ref().or(verdict.working.as_ref());
-    let count = format!("{} of {} members are ready", status.ready_replicas, seen.spec.replicas);
+    let count = format!(
+        "{} of {} members are ready",
+        status.ready_replicas, seen.spec.replicas
+    );
     let failed = seen.failure.as_ref().map(|failure| Because {
         reason: "RequestFailed",
-        message: format!("{} failed ({}): {}", failure.step, failure.reason, failure.message),
+        message: format!(
+            "{} failed ({}): {}",
+            failure.step, failure.reason, failure.message
+        ),
     });
-    let conflict = seen.failure.as_ref().filter(|failure| failure.reason == "NameConflict");
+    let conflict = seen
+        .failure
+        .as_ref()
+        .filter(|failure| failure.reason == "NameConflict");
     let stalled = match (&verdict.stalled, conflict) {
         (Some(because), _) => Some(because.clone()),
         (None, Some(failure)) => Some(Because::new("NameConflict", failure.message.clone())),
         (None, None) => None,
     };
-    let overdue = status.operation.as_ref().filter(|operation| seen.now > operation.deadline.0);
+    let overdue = status
+        .operation
+        .as_ref()
+        .filter(|operation| seen.now > operation.deadline.0);
     let overdue = overdue.map(|operation| {
-        let under_way = because.map(|because| because.message.clone()).unwrap_or_default();
+        let under_way = because
+            .map(|because| because.message.clone())
+            .unwrap_or_default();
         Because::new(
             "OperationOverdue",
             format!("{} takes longer than expected: {under_way}", operation.id),
@@ -239,12 +298,22 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, status: &EtcdClusterStatus) 
         false => (false, Because::new(no.0, no.1)),
     };
     let reason = because.map_or("MembersNotReady", |because| because.reason);
-    let why = because.map_or_else(|| count.clone(), |because| format!("{count}; {}", because.message));
+    let why = because.map_or_else(
+        || count.clone(),
+        |because| format!("{count}; {}", because.message),
+    );
     let told = [
-        fact(whole && settled && available, ("AllMembersReady", &count), (reason, why)),
+        fact(
+            whole && settled && available,
+            ("AllMembersReady", &count),
+            (reason, why),
+        ),
         match (stalled.is_none(), working) {
             (true, Some(because)) => (true, because),
-            _ if paused => (false, Because::new("Paused", "spec.paused is set: nothing is changed")),
+            _ if paused => (
+                false,
+                Because::new("Paused", "spec.paused is set: nothing is changed"),
+            ),
             (true, None) => (false, Because::new("Settled", "nothing is under way")),
             (false, _) => (false, Because::new("Stalled", "see the condition Stalled")),
         },
@@ -263,10 +332,14 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, status: &EtcdClusterStatus) 
             ("MembersNotReady", unready(status, &count)),
         ),
         match odd.is_empty() {
-            true if facts.cluster_id.is_some() => {
-                (true, Because::new("OneCluster", "all members name the same cluster ID"))
-            }
-            true => (false, Because::new("NotFounded", "the cluster is not founded yet")),
+            true if facts.cluster_id.is_some() => (
+                true,
+                Because::new("OneCluster", "all members name the same cluster ID"),
+            ),
+            true => (
+                false,
+                Because::new("NotFounded", "the cluster is not founded yet"),
+            ),
             false => (false, Because::new("ClusterIDMismatch", odd.join("; "))),
         },
     ];
@@ -275,7 +348,11 @@ fn conditions(facts: &Facts<'_>, verdict: &Verdict, status: &EtcdClusterStatus) 
         .map(|(name, (holds, because))| one(facts, name, holds, because))
         .collect();
     // Those that others added stay.
-    let others = seen.status.conditions.iter().filter(|old| !condition::ALL.contains(&old.type_.as_str()));
+    let others = seen
+        .status
+        .conditions
+        .iter()
+        .filter(|old| !condition::ALL.contains(&old.type_.as_str()));
     all.extend(others.cloned());
     all
 }
@@ -306,8 +383,15 @@ fn unready(status: &EtcdClusterStatus, count: &str) -> String {
 
 fn one(facts: &Facts<'_>, name: &str, holds: bool, because: Because) -> Condition {
     let status = if holds { "True" } else { "False" };
-    let before = facts.seen.status.conditions.iter().find(|old| old.type_ == name);
-    let since = before.filter(|before| before.status == status).map(|before| before.last_transition_time.clone());
+    let before = facts
+        .seen
+        .status
+        .conditions
+        .iter()
+        .find(|old| old.type_ == name);
+    let since = before
+        .filter(|before| before.status == status)
+        .map(|before| before.last_transition_time.clone());
     Condition {
         type_: name.to_owned(),
         status: status.to_owned(),

@@ -98,19 +98,39 @@ impl Telemetry {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("cairn_operator");
         let reconciles = Family::default();
-        registry.register("reconciles", "Reconciliations by result", reconciles.clone());
+        registry.register(
+            "reconciles",
+            "Reconciliations by result",
+            reconciles.clone(),
+        );
         let durations = Histogram::new(exponential_buckets(0.005, 2.0, 14));
-        registry.register("reconcile_duration_seconds", "Time of a reconciliation", durations.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time of a reconciliation",
+            durations.clone(),
+        );
         let steps = Family::default();
         registry.register("steps", "Steps that were begun", steps.clone());
         let requests = Family::default();
-        registry.register("api_requests", "Requests to the API server", requests.clone());
+        registry.register(
+            "api_requests",
+            "Requests to the API server",
+            requests.clone(),
+        );
         let phases = Family::default();
         registry.register("clusters", "Clusters by phase", phases.clone());
         let members = Family::default();
-        registry.register("cluster_members", "Voting members of a cluster", members.clone());
+        registry.register(
+            "cluster_members",
+            "Voting members of a cluster",
+            members.clone(),
+        );
         let ready_members = Family::default();
-        registry.register("cluster_ready_members", "Those of them that are ready", ready_members.clone());
+        registry.register(
+            "cluster_ready_members",
+            "Those of them that are ready",
+            ready_members.clone(),
+        );
         let ready = Family::default();
         registry.register("cluster_ready", "Whether a cluster is Ready", ready.clone());
         let inner = Inner {
@@ -154,9 +174,18 @@ impl Telemetry {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        self.0.members.get_or_create(&label).set(status.replicas.into());
-        self.0.ready_members.get_or_create(&label).set(status.ready_replicas.into());
-        let ready = status.conditions.iter().find(|told| told.type_ == condition::READY);
+        self.0
+            .members
+            .get_or_create(&label)
+            .set(status.replicas.into());
+        self.0
+            .ready_members
+            .get_or_create(&label)
+            .set(status.ready_replicas.into());
+        let ready = status
+            .conditions
+            .iter()
+            .find(|told| told.type_ == condition::READY);
         let ready = ready.is_some_and(|ready| ready.status == "True");
         self.0.ready.get_or_create(&label).set(ready.into());
         if let Some(phase) = status.phase {
@@ -219,7 +248,10 @@ impl Telemetry {
                 get(move || async move {
                     match readiness.0.serving.load(Ordering::Relaxed) {
                         true => (StatusCode::OK, "ok\n"),
-                        false => (StatusCode::SERVICE_UNAVAILABLE, "the operator is starting\n"),
+                        false => (
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            "the operator is starting\n",
+                        ),
                     }
                 }),
             )
