@@ -64,12 +64,11 @@ k8s-down: ## End it and remove all of it.
 	@if [ -x $(K8S) ]; then $(K8S) down; else echo "nothing was built, so nothing runs"; fi
 
 .PHONY: demo
-demo: build ## A Kubernetes of three nodes, the operator, a cluster, a crash: watch it (minutes; the first time much longer).
+demo: build ## Watch it: a Kubernetes of three nodes, the operator, a cluster of three, its leader lost (minutes; much longer the first time).
 	@$(CARGO_TARGET_DIR)/release/demo
 
 .PHONY: demo-down
-demo-down: ## Remove all that the demo started.
-	@if [ -x $(CARGO_TARGET_DIR)/release/k8s ]; then $(CARGO_TARGET_DIR)/release/k8s down; else echo "nothing is built, so nothing runs"; fi
+demo-down: k8s-down ## Remove all that the demo started.
 
 # As in: make bench BENCH='--quick --only put-1,list-1000'
 BENCH := --keep e2e/bench/results/$(shell uname -m)-$(shell nproc)-cores.txt

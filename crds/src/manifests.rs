@@ -37,7 +37,13 @@ pub fn all() -> Result<Vec<Manifest>, Unwritable> {
     let annotations = crd.metadata.annotations.get_or_insert_default();
     annotations.insert(SCHEMA_ANNOTATION.into(), SCHEMA.to_string());
     // Through JSON, so that the order of keys is the alphabet's and does not depend on a library.
-    let value = serde_json::to_value(&crd).map_err(|error| Unwritable(error.to_string()))?;
+    let mut value = serde_json::to_value(&crd).map_err(|error| Unwritable(error.to_string()))?;
+    let status = value
+        .pointer_mut("/spec/versions/0/schema/openAPIV3Schema/properties/status")
+        .ok_or_else(|| Unwritable("it has no status".into()))?;
+    // Who waits for a cluster, as `helm install --wait` does, would take one that no operator has
+    // looked at yet for done.
+    status["default"] = serde_json::json!({ "observedGeneration": -1 });
     let body = serde_saphyr::to_string(&value).map_err(|error| Unwritable(error.to_string()))?;
     let yaml = format!("# Written by `cargo run -p crds --bin crdgen`; a test compares.\n{body}");
     Ok(vec![Manifest {

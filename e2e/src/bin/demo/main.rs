@@ -488,8 +488,7 @@ impl Demo {
     fn what_next(&self) {
         let wrappers = self.kubernetes.folder().with_file_name("bin");
         println!(
-            "
-What to try next
+            "What to try next
   export PATH={}:$PATH
   kubectl -n demo get etcd,statefulsets,pods,pvc
   kubectl -n demo exec -it client -- sh        # etcdctl is in there
