@@ -180,7 +180,7 @@ impl World {
             .store
             .all("pods")
             .iter()
-            .map(|pod| claim_of(pod))
+            .map(claim_of)
             .collect();
         let mut gone = Vec::new();
         for (key, object) in &self.store.objects {
@@ -352,6 +352,7 @@ impl World {
                     member: own.member.clone(),
                     cluster_id: Some(format!("{:x}", data.0)),
                     last_record_id: Some(record.record_id.clone()),
+                    begun: record.begins(),
                 }),
                 data: Some(data),
             },

@@ -18,8 +18,8 @@ use proto::{
         InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
         LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
         LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-        PutResponse, RangeRequest, RequestHeader, ResponseHeader, StatusResponse, TxnRequest,
-        TxnResponse,
+        PutResponse, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, StatusResponse,
+        TxnRequest, TxnResponse,
     },
     framed,
 };
