@@ -585,6 +585,12 @@ async fn classes(client: &Client, to: &mut Observed) -> Result<(), Error> {
     Ok(())
 }
 
+/// A member that does not answer must not hold up all others' cluster.
+async fn bounded<T>(question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let answer = tokio::time::timeout(READ, question).await;
+    answer.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+}
+
 /// Asks the members.
 async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
     let asked = to.members.iter().filter_map(|(number, seen)| {
@@ -595,7 +601,7 @@ async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
         Some((*number, pod.ip.clone()?))
     });
     let asked: Vec<(i64, String)> = asked.collect();
-    let answers = asked.iter().map(|(_, ip)| etcd.status(ip));
+    let answers = asked.iter().map(|(_, ip)| bounded(etcd.status(ip)));
     let answers = join_all(answers).await;
     let mut addresses = Vec::new();
     for ((number, ip), answer) in asked.into_iter().zip(answers) {
@@ -607,7 +613,7 @@ async fn members<E: Etcd>(etcd: &E, to: &mut Observed) {
         }
     }
     if !addresses.is_empty() {
-        to.list = etcd.members(&addresses).await.ok();
+        to.list = bounded(etcd.members(&addresses)).await.ok();
     }
 }
 

@@ -40,7 +40,7 @@ const PASSES: usize = 900;
 /// What somebody does.
 #[derive(Clone, Debug)]
 enum Do {
-    Create(EtcdClusterSpec),
+    Create(Box<EtcdClusterSpec>),
     Spec(fn(&mut EtcdClusterSpec)),
     Delete,
     WipeStatus,
@@ -75,11 +75,11 @@ fn settings() -> Settings {
     }
 }
 
-fn sized(replicas: i32) -> EtcdClusterSpec {
-    EtcdClusterSpec {
+fn sized(replicas: i32) -> Box<EtcdClusterSpec> {
+    Box::new(EtcdClusterSpec {
         replicas,
         ..EtcdClusterSpec::default()
-    }
+    })
 }
 
 fn created(replicas: i32) -> (Do, End) {
@@ -161,7 +161,7 @@ impl Run {
             |plural: &str, name: &str| (plural.to_owned(), NAMESPACE.to_owned(), name.to_owned());
         match what {
             Do::Create(spec) => {
-                let object = EtcdCluster::new(NAME, spec.clone());
+                let object = EtcdCluster::new(NAME, spec.as_ref().clone());
                 let object = serde_json::to_value(object).unwrap();
                 world.store.create("etcdclusters", NAMESPACE, object);
             }

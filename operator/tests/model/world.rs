@@ -176,12 +176,7 @@ impl World {
             .values()
             .map(|object| text(&object["metadata"]["uid"]))
             .collect();
-        let used: BTreeSet<String> = self
-            .store
-            .all("pods")
-            .iter()
-            .map(claim_of)
-            .collect();
+        let used: BTreeSet<String> = self.store.all("pods").iter().map(claim_of).collect();
         let mut gone = Vec::new();
         for (key, object) in &self.store.objects {
             let owners = object["metadata"]["ownerReferences"]
