@@ -1,6 +1,7 @@
 //! The table, and the rules that it is held to.
 
 use std::{
+    cmp::Ordering,
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
@@ -36,6 +37,14 @@ pub struct Turn {
 pub struct Figures {
     pub cairn: Vec<Turn>,
     pub etcd: Vec<Turn>,
+}
+
+/// What Cairn is beside etcd.
+pub struct Measured {
+    faster: f64,
+    dearer: f64,
+    /// Of the CPU, as a share of its median.
+    spread: f64,
 }
 
 /// What a line is held to; all are held to using no more CPU than etcd.
@@ -88,8 +97,36 @@ impl Report {
         ));
     }
 
-    /// One line of the table.
+    /// One line of the table, under the rules.
     pub fn line(&mut self, name: &str, rule: Option<Rule>, figures: &Figures) {
+        let measured = self.figures(name, figures);
+        let Measured {
+            faster,
+            dearer,
+            spread,
+        } = measured;
+        self.lines += 1;
+        // A figure that is no number breaks a rule too.
+        let dear = dearer.partial_cmp(&(1.0 + spread));
+        if !dear.is_some_and(Ordering::is_le) {
+            self.broken.push(format!(
+                "{name} uses {dearer:.2} times etcd's CPU, beyond the spread of {:.0}%",
+                100.0 * spread
+            ));
+        }
+        let Some(rule) = rule else { return };
+        let factor = rule.factor();
+        self.ruled[rule as usize] += 1;
+        let fast = faster.partial_cmp(&factor);
+        if !fast.is_some_and(Ordering::is_ge) {
+            self.broken.push(format!(
+                "{name} is {faster:.2} times as fast as etcd, not {factor:.0}"
+            ));
+        }
+    }
+
+    /// One line of the table.
+    pub fn figures(&mut self, name: &str, figures: &Figures) -> Measured {
         let ours = |figure: Figure| median(figures.cairn.iter().map(figure));
         let theirs = |figure: Figure| median(figures.etcd.iter().map(figure));
         let rate: Figure = |turn| turn.per_second;
@@ -111,29 +148,11 @@ impl Report {
             ours(|turn| turn.p99_millis),
             theirs(|turn| turn.p99_millis),
         ));
-        self.lines += 1;
-        // A figure that is no number breaks the rule too.
-        if !(dearer <= 1.0 + spread) {
-            self.broken.push(format!(
-                "{name} uses {dearer:.2} times etcd's CPU, beyond the spread of {:.0}%",
-                100.0 * spread
-            ));
+        Measured {
+            faster,
+            dearer,
+            spread,
         }
-        let Some(rule) = rule else { return };
-        let factor = rule.factor();
-        self.ruled[rule as usize] += 1;
-        if !(faster >= factor) {
-            self.broken.push(format!(
-                "{name} is {faster:.2} times as fast as etcd, not {factor:.0}"
-            ));
-        }
-    }
-
-    /// A line of the foreign load generator, which no rule is made for.
-    pub fn foreign(&mut self, name: &str, figures: &Figures) {
-        let broken = self.broken.len();
-        self.line(name, None, figures);
-        self.broken.truncate(broken);
     }
 
     /// Memory of both sides.
