@@ -342,12 +342,13 @@ impl World {
         self.disks.insert(
             claim_uid.to_owned(),
             Disk {
-                identity: Some(Identity {
-                    cluster_uid: own.cluster_uid.clone(),
-                    member: own.member.clone(),
-                    cluster_id: Some(format!("{:x}", data.0)),
-                    last_record_id: Some(record.record_id.clone()),
-                }),
+                identity: serde_json::from_value(json!({
+                    "clusterUID": own.cluster_uid,
+                    "member": own.member,
+                    "clusterID": format!("{:x}", data.0),
+                    "lastRecordID": record.record_id,
+                }))
+                .ok(),
                 data: Some(data),
             },
         );
