@@ -234,8 +234,12 @@ impl PowerFs {
             assert!(began.elapsed() < RELEASE, "the disk is in use: {error}");
             std::thread::sleep(Duration::from_millis(5));
         }
-        if let Some(session) = self.session.take() {
-            session.join().unwrap();
+        let ended = self.session.take().map(BackgroundSession::join);
+        match ended {
+            // So the kernel says, too, that it is unmounted.
+            Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Some(ended) => ended.unwrap(),
+            None => {}
         }
         {
             let mut power = self.power();
