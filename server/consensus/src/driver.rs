@@ -404,6 +404,11 @@ impl Driver {
         }
     }
 
+    /// The last entry that is known to be committed; this member may yet have to write or apply it.
+    pub fn commit(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
     /// The node at a glance.
     pub fn status(&self) -> Status {
         let raft = &self.node.raft;

@@ -200,8 +200,24 @@ impl NodeBackend {
         timeout(limit, revoked).await.unwrap_or(Error::Timeout)
     }
 
+    /// Waits, on the member that decides about leases, until it knows those that others know: a
+    /// follower may have applied a grant, and its client ask for more, before this member has.
+    async fn wait_granted(&self) -> Result<(), Error> {
+        if !super::lessor(&self.shared).is_primary() {
+            return Err(Error::NotLeader);
+        }
+        let committed = self.shared.raft.committed.load(Ordering::Acquire);
+        if self.shared.applied.load(Ordering::Acquire) >= committed {
+            return Ok(());
+        }
+        let applied = self.shared.wait_applied(committed);
+        let waited = timeout(self.shared.settings.request_timeout(), applied).await;
+        waited.map_err(|_| Error::Timeout)
+    }
+
     /// Renews a lease here, if this member decides about leases.
     pub async fn renew_here(&self, id: i64) -> Result<i64, Error> {
+        self.wait_granted().await?;
         let renewed = {
             let mut lessor = super::lessor(&self.shared);
             if !lessor.is_primary() {
@@ -224,6 +240,7 @@ impl NodeBackend {
         &self,
         r: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
+        self.wait_granted().await?;
         let left = {
             let lessor = super::lessor(&self.shared);
             if !lessor.is_primary() {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -242,17 +242,16 @@ impl RaftThread {
                 super::lessor(&self.shared).demote();
             }
         }
+        // Before the messages that tell others: who then asks this member waits for what they saw.
+        let committed = &self.shared.raft.committed;
+        committed.store(self.driver.commit(), Ordering::Release);
         if !output.send.is_empty() {
             (self.outbox)(output.send);
         }
         if let Some(append) = output.append {
             self.append(append);
         }
-        if let Some(last) = output.apply.last() {
-            let committed = last.index.unwrap_or_default();
-            let raft = &self.shared.raft;
-            raft.committed
-                .store(committed, std::sync::atomic::Ordering::Release);
+        if !output.apply.is_empty() {
             self.send_to_apply(output.apply);
         }
         for read in output.reads {

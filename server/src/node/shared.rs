@@ -65,7 +65,7 @@ pub(crate) struct RaftState {
     pub leader: AtomicU64,
     pub term: AtomicU64,
     role: AtomicU8,
-    /// The last entry handed out for apply: it is committed.
+    /// The last entry that is known to be committed, noted before others are told.
     pub committed: AtomicU64,
     /// When the leader was lost, in milliseconds since the origin; 0 while there is one.
     leader_lost_ms: AtomicU64,
