@@ -136,16 +136,33 @@ fn boot(
     let (first_index, last_index) = (wal.first_index(), wal.last_index());
     let reader = wal.reader();
     let terms = consensus::term_runs(first_index, last_index, |index| reader.term(index));
+    let last_term = reader.term(last_index).unwrap_or_default();
     Ok(Boot {
-        hard_state: recovered.hard_state,
+        hard_state: in_the_term_of_the_log(recovered.hard_state, last_term),
         conf_state: machine.conf_state(),
         applied,
         entries: recovered.entries,
         first_index,
         last_index,
-        last_term: reader.term(last_index).unwrap_or_default(),
+        last_term,
         terms: terms.context("the log has entries without a term")?,
     })
+}
+
+/// The state to begin with. Entries and the state that belongs to them are one write, of which a
+/// power cut can keep the entries alone: they may be of a later term than the state before them.
+/// Nobody was told of a vote in that term, since that needs the write to be durable; so none is
+/// taken back by beginning the term without one.
+fn in_the_term_of_the_log(mut state: HardState, last_term: u64) -> HardState {
+    if state.term.unwrap_or_default() < last_term {
+        warn!(
+            term = last_term,
+            "the log ends before the state that belongs to its last entries; going on in their term"
+        );
+        state.term = Some(last_term);
+        state.vote = Some(0);
+    }
+    state
 }
 
 /// The members that found a cluster, and the IDs that follow from them.
@@ -386,6 +403,19 @@ mod tests {
         match parsed {
             Ok(config::Command::Run(config)) => *config,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn entries_that_lost_their_state_begin_their_term_without_a_vote() {
+        let state = |term, vote| HardState {
+            term: Some(term),
+            vote: Some(vote),
+            commit: Some(5),
+        };
+        assert_eq!(in_the_term_of_the_log(state(2, 7), 3), state(3, 0));
+        for last_term in [0, 1, 2] {
+            assert_eq!(in_the_term_of_the_log(state(2, 7), last_term), state(2, 7));
         }
     }
 
