@@ -23,6 +23,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("proto", Core, &[]),
     ("mvcc", Core, &["proto"]),
     ("state", Core, &["proto", "mvcc"]),
+    ("bolt", Core, &[]),
     ("wal", Core, &["proto"]),
     ("watch", Core, &["proto", "mvcc"]),
     ("consensus", Core, &["proto"]),
