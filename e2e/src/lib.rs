@@ -2,7 +2,7 @@
 //! share: [`Server`] runs one member of either kind, [`Process`] a `cairn` that may not come to
 //! serve, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes, [`Helm`]
 //! renders charts. Nothing may depend on this crate. Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
-//! `waltool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
+//! `waltool/`, `bolttool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]

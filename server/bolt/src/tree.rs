@@ -4,8 +4,9 @@
 //! Rows fill a leaf; a full leaf is emitted, gets the next page number and becomes a row (first
 //! key, page) of the branch above, which fills up in turn. So one page of each level is in memory.
 //!
-//! Every branch gets at least two children: bbolt panics when it empties the only child of one. A
-//! full branch therefore keeps its last child back, to have a second one for the next branch.
+//! Every branch gets at least two children: bbolt panics when the only child of one becomes so small
+//! that it is to be merged with its neighbour. A full branch therefore keeps its last child back, so
+//! that the next one has two.
 
 use std::{mem, ops::Range};
 

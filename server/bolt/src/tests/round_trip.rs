@@ -17,7 +17,7 @@ fn check(file: &[u8], content: &Content) {
     database.check().unwrap();
     assert_eq!(&read(&database).unwrap(), content);
     let mut seen = |node: &Node| {
-        // bbolt panics when it empties the only child of a branch.
+        // bbolt panics when it shrinks the only child of a branch.
         assert!(!node.is_branch() || node.count() >= 2);
         Ok(())
     };
