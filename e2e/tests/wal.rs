@@ -12,6 +12,7 @@ use std::{
 
 use proto::raftpb::{ConfState, Entry, HardState};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use wal::{Metadata, Options, OsVfs, Recovered, SnapshotMark, Wal};
 
 static WALTOOL: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -31,29 +32,57 @@ fn waltool(arguments: &[&str]) -> Output {
     Command::new(&*WALTOOL).args(arguments).output().unwrap()
 }
 
-fn read_by_etcd(dir: &Path) -> Result<Value, String> {
-    let output = waltool(&["read", dir.to_str().unwrap()]);
+fn ran(output: &Output) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+}
+
+fn read_by_etcd(dir: &Path, start: SnapshotMark) -> Result<Value, String> {
+    let SnapshotMark { index, term } = start;
+    let [index, term] = [index, term].map(|n| n.to_string());
+    let output = waltool(&["read", dir.to_str().unwrap(), &index, &term]);
     match output.status.success() {
         true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
 }
 
-fn as_json(recovered: &Recovered) -> Value {
+const BEGINNING: SnapshotMark = SnapshotMark { index: 0, term: 0 };
+
+/// What the log holds for a state of `at_most`, in the form in which etcd's side says it.
+fn read_by_us(dir: &Path, at_most: u64) -> (Recovered, Value) {
+    let (wal, recovered) = open(dir, at_most);
+    let (from, to) = (recovered.start.mark.index + 1, wal.last_index() + 1);
+    let entries = wal.reader().read(from, to, usize::MAX).unwrap();
+    // What is handed over is the newest of them.
+    assert!(entries.ends_with(&recovered.entries));
+    assert_eq!(wal.metadata(), recovered.metadata);
+    drop(wal);
+    let owner = Wal::metadata_of(&OsVfs::new(), dir).unwrap();
+    assert_eq!(owner, recovered.metadata);
     let entry = |entry: &Entry| {
         let data = entry.data.clone().unwrap_or_default();
-        json!({"term": entry.term, "index": entry.index, "data": String::from_utf8_lossy(&data)})
+        let sum = hex::encode(Sha256::digest(&data));
+        json!({"term": entry.term, "index": entry.index, "size": data.len(), "sum": sum})
     };
     let mark = |mark: &SnapshotMark| json!({"index": mark.index, "term": mark.term});
-    json!({
+    let all = json!({
         "node_id": recovered.metadata.node_id,
         "cluster_id": recovered.metadata.cluster_id,
         "term": recovered.hard_state.term,
         "vote": recovered.hard_state.vote,
         "commit": recovered.hard_state.commit,
-        "entries": recovered.entries.iter().map(entry).collect::<Vec<_>>(),
+        "entries": entries.iter().map(entry).collect::<Vec<_>>(),
         "marks": recovered.marks.iter().map(mark).collect::<Vec<_>>(),
-    })
+    });
+    (recovered, all)
+}
+
+/// Both sides read the same from where we begin for a state of `at_most`.
+fn both_read(dir: &Path, at_most: u64) -> Recovered {
+    let (recovered, ours) = read_by_us(dir, at_most);
+    assert_eq!(read_by_etcd(dir, recovered.start.mark).unwrap(), ours);
+    recovered
 }
 
 const OPTIONS: Options = Options {
@@ -61,9 +90,8 @@ const OPTIONS: Options = Options {
     prepare_ahead: true,
 };
 
-fn open(dir: &Path) -> (Wal<OsVfs>, Recovered) {
-    let beginning = SnapshotMark::default();
-    Wal::open(Arc::new(OsVfs::new()), dir, beginning, OPTIONS).unwrap()
+fn open(dir: &Path, at_most: u64) -> (Wal<OsVfs>, Recovered) {
+    Wal::open(Arc::new(OsVfs::new()), dir, at_most, OPTIONS).unwrap()
 }
 
 fn append(wal: &mut Wal<OsVfs>, indexes: std::ops::RangeInclusive<u64>, term: u64) {
@@ -92,57 +120,242 @@ fn segments(dir: &Path) -> usize {
         .count()
 }
 
+const OWNER: Metadata = Metadata {
+    node_id: 0x8e9e_05c5_2164_694d,
+    cluster_id: 0xcdf8_1819_4e3a_8c32,
+};
+
+fn create(dir: &Path) -> Wal<OsVfs> {
+    Wal::create(Arc::new(OsVfs::new()), dir, OWNER, OPTIONS).unwrap()
+}
+
+fn members() -> ConfState {
+    ConfState {
+        voters: vec![OWNER.node_id],
+        auto_leave: Some(false),
+        ..ConfState::default()
+    }
+}
+
+fn mark(index: u64, term: u64) -> SnapshotMark {
+    SnapshotMark { index, term }
+}
+
 #[test]
 fn etcd_reads_what_we_write() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("wal");
-    let owner = Metadata {
-        node_id: 0x8e9e_05c5_2164_694d,
-        cluster_id: 0xcdf8_1819_4e3a_8c32,
-    };
-    let mut wal = Wal::create(Arc::new(OsVfs::new()), &dir, owner, OPTIONS).unwrap();
+    let mut wal = create(&dir);
     append(&mut wal, 1..=120, 1);
     // A new leader replaces a tail; a snapshot stands for the first entries; the process restarts.
     append(&mut wal, 100..=130, 2);
-    let voters = ConfState {
-        voters: vec![owner.node_id],
-        auto_leave: Some(false),
-        ..ConfState::default()
-    };
-    wal.save_snapshot_mark(SnapshotMark { index: 60, term: 1 }, voters)
-        .unwrap();
+    wal.save_snapshot_mark(mark(60, 1), members()).unwrap();
     drop(wal);
-    let (mut wal, _) = open(&dir);
+    let (mut wal, _) = open(&dir, 0);
     append(&mut wal, 131..=140, 3);
     drop(wal);
     assert!(segments(&dir) > 3, "the log was never cut");
 
-    let (wal, ours) = open(&dir);
-    drop(wal);
+    let ours = both_read(&dir, 0);
     assert_eq!(ours.entries.len(), 140);
     assert_eq!(ours.marks.len(), 2);
-    assert_eq!(read_by_etcd(&dir).unwrap(), as_json(&ours));
+    assert_eq!(both_read(&dir, 60).entries.len(), 80);
+}
+
+/// Truncated again and again, between restarts, and begun anew twice: at a snapshot beyond its end
+/// and at one in the place of another history. etcd opens every one at our record and goes on in it.
+#[test]
+fn etcd_reads_what_we_leave_of_a_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("wal");
+    let mut wal = create(&dir);
+    let path = dir.to_str().unwrap();
+    for round in 1..=5 {
+        let first = wal.last_index() + 1;
+        append(&mut wal, first..=first + 59, round);
+        // Not committed, and replaced.
+        append(&mut wal, first + 40..=first + 69, round + 1);
+        let at = mark(first + 20, round);
+        let before = segments(&dir);
+        wal.save_snapshot_mark(at, members()).unwrap();
+        let released = wal.release(at.index - 3).unwrap();
+        assert!(released.segments > 0 || round == 1, "nothing to drop");
+        assert_eq!(segments(&dir), before - released.segments);
+        drop(wal);
+        let ours = both_read(&dir, at.index + 5);
+        assert_eq!((ours.start.mark, ours.start.conf_state), (at, members()));
+        assert_eq!(ours.entries.len(), 49);
+
+        let [index, term] = [at.index, at.term].map(|n| n.to_string());
+        ran(&waltool(&["append", path, &index, &term, "7"]));
+        assert_eq!(both_read(&dir, at.index).entries.len(), 56);
+        wal = open(&dir, at.index).0;
+    }
+
+    let last = wal.last_index();
+    for (at, ends) in [(mark(last + 500, 8), 0), (mark(last + 520, 9), last + 560)] {
+        let state = HardState {
+            term: Some(at.term),
+            vote: Some(0),
+            commit: Some(at.index),
+        };
+        wal.restart_at(at, members(), &state).unwrap();
+        drop(wal);
+        let ours = both_read(&dir, at.index);
+        assert_eq!((ours.start.mark, ours.entries.len()), (at, 0));
+        assert_eq!(ours.start.conf_state, members());
+        wal = open(&dir, at.index).0;
+        if ends == 0 {
+            append(&mut wal, at.index + 1..=last + 560, at.term);
+            continue;
+        }
+        // Entries up to there are in the log still, and nobody sees them.
+        assert!(segments(&dir) > 3);
+        append(&mut wal, at.index + 1..=at.index + 2, at.term);
+        drop(wal);
+        assert_eq!(both_read(&dir, at.index).entries.len(), 2);
+        wal = open(&dir, at.index).0;
+        while wal.release(at.index).unwrap().more {}
+        assert_eq!(segments(&dir), 1);
+        drop(wal);
+        assert_eq!(both_read(&dir, at.index).entries.len(), 2);
+        let [index, term] = [at.index, at.term].map(|n| n.to_string());
+        ran(&waltool(&["append", path, &index, &term, "40"]));
+        assert_eq!(both_read(&dir, u64::MAX).entries.len(), 42);
+        return;
+    }
+    panic!("the second snapshot was never tried");
 }
 
 #[test]
 fn we_read_what_etcd_writes_and_go_on_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("wal");
-    let output = waltool(&["write", dir.to_str().unwrap(), "150"]);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
+    ran(&waltool(&["write", dir.to_str().unwrap(), "150"]));
     assert!(segments(&dir) > 3, "etcd never cut it");
 
-    let etcds = read_by_etcd(&dir).unwrap();
-    assert_eq!(etcds["entries"].as_array().unwrap().len(), 150);
-    let (mut wal, ours) = open(&dir);
-    assert_eq!(as_json(&ours), etcds);
+    assert_eq!(both_read(&dir, u64::MAX).entries.len(), 150);
+    let (mut wal, _) = open(&dir, u64::MAX);
     append(&mut wal, 151..=200, 4);
     drop(wal);
-    let (wal, ours) = open(&dir);
+    assert_eq!(both_read(&dir, u64::MAX).entries.len(), 200);
+}
+
+/// With its last record far ahead of the log: the state that would have committed it never came.
+#[test]
+fn we_read_what_etcd_leaves_of_a_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("wal");
+    let path = dir.to_str().unwrap();
+    ran(&waltool(&["truncate", path, "230"]));
+    let first = fs::read_dir(&dir).unwrap().map(|f| f.unwrap().file_name());
+    let first = first.min().unwrap();
+    assert!(
+        !first.to_str().unwrap().starts_with(&"0".repeat(16)),
+        "never purged: {first:?}"
+    );
+
+    let newest = both_read(&dir, u64::MAX);
+    assert_eq!(newest.start.mark, mark(215, 5));
+    assert_eq!(newest.start.conf_state.voters, [7, 215]);
+    assert_eq!(newest.entries.len(), 15);
+    assert_eq!(both_read(&dir, 214).start.mark, mark(195, 4));
+    let refused = Wal::open(Arc::new(OsVfs::new()), &dir, 100, OPTIONS)
+        .err()
+        .unwrap();
+    assert!(
+        refused.to_string().contains("snapshot not found"),
+        "{refused}"
+    );
+
+    // On we go, past the record that counted for nothing.
+    let (mut wal, _) = open(&dir, 230);
+    append(&mut wal, 231..=300, 6);
+    wal.save_snapshot_mark(mark(250, 6), members()).unwrap();
+    while wal.release(250).unwrap().more {}
     drop(wal);
-    assert_eq!(ours.entries.len(), 200);
-    assert_eq!(read_by_etcd(&dir).unwrap(), as_json(&ours));
+    assert_eq!(both_read(&dir, u64::MAX).start.mark, mark(250, 6));
+}
+
+#[test]
+fn we_read_what_etcd_receives() {
+    let folder = tempfile::tempdir().unwrap();
+    // Beyond the end of its log, and just behind it.
+    for index in [61, 400] {
+        let dir = folder.path().join(format!("wal{index}"));
+        let path = dir.to_str().unwrap();
+        ran(&waltool(&["receive", path, "60", &index.to_string(), "3"]));
+        let ours = both_read(&dir, index);
+        assert_eq!((ours.start.mark, ours.entries.len()), (mark(index, 3), 10));
+        let refused = Wal::open(Arc::new(OsVfs::new()), &dir, index - 1, OPTIONS);
+        assert!(refused.is_err(), "entries are missing");
+    }
+    // In the place of its last entries: etcd's package itself would give out those of the old
+    // history behind it, which raft never may see again.
+    let dir = folder.path().join("wal");
+    ran(&waltool(&[
+        "receive",
+        dir.to_str().unwrap(),
+        "60",
+        "45",
+        "3",
+    ]));
+    let (_, recovered) = open(&dir, 45);
+    assert_eq!(recovered.start.mark, mark(45, 3));
+    let terms: Vec<_> = recovered.entries.iter().map(|e| e.term.unwrap()).collect();
+    assert_eq!(terms, [3; 10]);
+}
+
+/// The log of a real etcd that took many snapshots and purged what they cover.
+#[tokio::test]
+async fn we_read_the_log_of_a_real_etcd() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--snapshot-count=10", "--max-wals=1", "--unsafe-no-fsync"];
+    let mut server = e2e::Server::start(e2e::Kind::Etcd, folder.path(), &flags);
+    let dir = folder.path().join("data/member/wal");
+    // Three segments of 64,000,000 bytes and a part of the fourth.
+    let value = "x".repeat(1 << 20);
+    for n in 0..220 {
+        e2e::client::put(server.url(), &format!("key{}", n % 4), &value).await;
+    }
+    server.stop();
+    let before = segments(&dir);
+    // It purges when it starts, and then every 30 s.
+    server.restart();
+    let began = std::time::Instant::now();
+    while segments(&dir) == before {
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(60),
+            "nothing is purged"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    for n in 0..120 {
+        e2e::client::put(server.url(), &format!("small{n}"), "value").await;
+    }
+    // Without a word, so that the end of the log is as it was in use.
+    server.kill();
+    let newest = both_read(&dir, u64::MAX);
+    assert!(
+        newest.marks.len() == 1 && newest.start.mark.index > 300,
+        "{:?}",
+        newest.start
+    );
+    assert!(!newest.start.conf_state.voters.is_empty());
+    let older = both_read(&dir, newest.start.mark.index - 1);
+    assert!(older.start.mark.index < newest.start.mark.index);
+    let refused = Wal::open(Arc::new(OsVfs::new()), &dir, 0, OPTIONS);
+    assert!(refused.is_err(), "the beginning was purged");
+
+    let at = newest.start.mark;
+    let (mut wal, _) = open(&dir, at.index);
+    let last = wal.last_index();
+    append(&mut wal, last + 1..=last + 50, at.term);
+    wal.save_snapshot_mark(mark(last, at.term), members())
+        .unwrap();
+    while wal.release(last).unwrap().more {}
+    drop(wal);
+    assert_eq!(both_read(&dir, last).entries.len(), 50);
 }
 
 /// The comparison would prove nothing if etcd's side accepted anything.
@@ -158,10 +371,9 @@ fn etcd_refuses_a_damaged_log_as_we_do() {
     let at = bytes.windows(90).position(|window| window == data).unwrap();
     bytes[at + 45] ^= 1;
     fs::write(&file, bytes).unwrap();
-    let error = read_by_etcd(&dir).unwrap_err();
+    let error = read_by_etcd(&dir, BEGINNING).unwrap_err();
     assert!(error.contains("crc mismatch"), "{error}");
-    let beginning = SnapshotMark::default();
-    let ours = Wal::open(Arc::new(OsVfs::new()), &dir, beginning, OPTIONS);
+    let ours = Wal::open(Arc::new(OsVfs::new()), &dir, 0, OPTIONS);
     let error = ours.err().unwrap().to_string();
     assert!(error.contains("crc mismatch"), "{error}");
 }

@@ -1,19 +1,27 @@
 // Command waltool opens write-ahead logs with etcd's own package, and writes some for Cairn to open.
 //
-//	waltool read DIR            prints what the log holds, as one JSON object
-//	waltool write DIR ENTRIES   makes a log of so many entries
+//	waltool read DIR [INDEX TERM]             prints what the log holds from that snapshot record on,
+//	                                          as one JSON object
+//	waltool write DIR ENTRIES                 makes a log of so many entries
+//	waltool append DIR INDEX TERM ENTRIES     opens a log at that snapshot record and goes on in it
+//	waltool truncate DIR ENTRIES              makes one, with snapshots, and purges what they cover
+//	waltool receive DIR ENTRIES INDEX TERM    makes one that a snapshot of another member ends, and
+//	                                          ten entries behind it
 //
 // It is a test's helper: it exits with 1 and etcd's error when etcd's package refuses.
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
@@ -29,17 +37,35 @@ func main() {
 }
 
 func run(args []string) error {
-	switch {
-	case len(args) == 2 && args[0] == "read":
-		return read(args[1])
-	case len(args) == 3 && args[0] == "write":
-		n, err := strconv.ParseUint(args[2], 10, 64)
+	usage := fmt.Errorf("usage: waltool read|write|append|truncate|receive DIR NUMBERS")
+	if len(args) < 2 {
+		return usage
+	}
+	var n []uint64
+	for _, arg := range args[2:] {
+		number, err := strconv.ParseUint(arg, 10, 64)
 		if err != nil {
 			return err
 		}
-		return write(args[1], n)
+		n = append(n, number)
 	}
-	return fmt.Errorf("usage: waltool read DIR | write DIR ENTRIES")
+	wal.SegmentSizeBytes = 16 << 10
+	dir := args[1]
+	switch {
+	case args[0] == "read" && len(n) == 0:
+		return read(dir, 0, 0)
+	case args[0] == "read" && len(n) == 2:
+		return read(dir, n[0], n[1])
+	case args[0] == "write" && len(n) == 1:
+		return write(dir, n[0])
+	case args[0] == "append" && len(n) == 3:
+		return appendTo(dir, n[0], n[1], n[2])
+	case args[0] == "truncate" && len(n) == 1:
+		return truncate(dir, n[0])
+	case args[0] == "receive" && len(n) == 3:
+		return receive(dir, n[0], n[1], n[2])
+	}
+	return usage
 }
 
 // content is what both sides print and compare.
@@ -56,7 +82,8 @@ type content struct {
 type entry struct {
 	Term  uint64 `json:"term"`
 	Index uint64 `json:"index"`
-	Data  string `json:"data"`
+	Size  int    `json:"size"`
+	Sum   string `json:"sum"`
 }
 
 type mark struct {
@@ -64,9 +91,9 @@ type mark struct {
 	Term  uint64 `json:"term"`
 }
 
-func read(dir string) error {
+func read(dir string, index, term uint64) error {
 	log := zap.NewNop()
-	start := &walpb.Snapshot{Index: new(uint64), Term: new(uint64)}
+	start := &walpb.Snapshot{Index: &index, Term: &term}
 	if _, err := wal.Verify(log, dir, start); err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
@@ -93,44 +120,151 @@ func read(dir string) error {
 		Entries: []entry{}, Marks: []mark{},
 	}
 	for _, e := range entries {
-		out.Entries = append(out.Entries, entry{e.GetTerm(), e.GetIndex(), string(e.GetData())})
+		sum := fmt.Sprintf("%x", sha256.Sum256(e.GetData()))
+		out.Entries = append(out.Entries, entry{e.GetTerm(), e.GetIndex(), len(e.GetData()), sum})
 	}
 	for _, m := range marks {
+		if m.GetIndex() < index {
+			continue
+		}
 		out.Marks = append(out.Marks, mark{m.GetIndex(), m.GetTerm()})
 	}
 	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
-// write makes entries of growing size, replaces the last third once, and cuts segments on the way.
-func write(dir string, n uint64) error {
-	wal.SegmentSizeBytes = 16 << 10
+func create(dir string) (*wal.WAL, error) {
 	owner := &etcdserverpb.Metadata{NodeID: proto.Uint64(7), ClusterID: proto.Uint64(9)}
 	metadata, err := proto.Marshal(owner)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	w, err := wal.Create(zap.NewNop(), dir, metadata)
-	if err != nil {
-		return err
-	}
-	save := func(index, term uint64) error {
+	return wal.Create(zap.NewNop(), dir, metadata)
+}
+
+// save writes entries from..=to, which grow with their index, and a state that commits so much.
+func save(w *wal.WAL, from, to, term, commit uint64) error {
+	for index := from; index <= to; index++ {
 		kind := raftpb.EntryNormal
 		e := &raftpb.Entry{
 			Type: &kind, Term: &term, Index: &index,
 			Data: []byte(strings.Repeat(string(rune('a'+index%20)), int(index*3))),
 		}
-		state := &raftpb.HardState{Term: &term, Vote: proto.Uint64(7), Commit: proto.Uint64(index / 2)}
-		return w.Save(state, []*raftpb.Entry{e})
+		state := &raftpb.HardState{Term: &term, Vote: proto.Uint64(7), Commit: &commit}
+		if err := w.Save(state, []*raftpb.Entry{e}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func snapshot(w *wal.WAL, index, term uint64) error {
+	members := &raftpb.ConfState{Voters: []uint64{7, index}, AutoLeave: proto.Bool(false)}
+	return w.SaveSnapshot(&walpb.Snapshot{Index: &index, Term: &term, ConfState: members})
+}
+
+// purge removes the segments that the log has let go of, as etcd's purger does.
+func purge(dir string) error {
+	names, err := fileutil.ReadDir(dir, fileutil.WithExt(".wal"))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		l, err := fileutil.TryLockFile(path, os.O_WRONLY, fileutil.PrivateFileMode)
+		if err != nil {
+			return nil
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		l.Close()
+	}
+	return nil
+}
+
+// write makes entries of growing size, replaces the last third once, and cuts segments on the way.
+func write(dir string, n uint64) error {
+	w, err := create(dir)
+	if err != nil {
+		return err
 	}
 	for index := uint64(1); index <= n; index++ {
-		if err := save(index, 1); err != nil {
+		if err := save(w, index, index, 1, index/2); err != nil {
 			return err
 		}
 	}
 	for index := n - n/3; index <= n; index++ {
-		if err := save(index, 2); err != nil {
+		if err := save(w, index, index, 2, index/2); err != nil {
 			return err
 		}
+	}
+	return w.Close()
+}
+
+func appendTo(dir string, index, term, n uint64) error {
+	w, err := wal.Open(zap.NewNop(), dir, &walpb.Snapshot{Index: &index, Term: &term})
+	if err != nil {
+		return err
+	}
+	_, state, entries, err := w.ReadAll()
+	if err != nil {
+		return err
+	}
+	last := index
+	if len(entries) > 0 {
+		last = entries[len(entries)-1].GetIndex()
+	}
+	if err := save(w, last+1, last+n, state.GetTerm(), last); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// truncate takes a snapshot every 20 entries. The last record is of a snapshot far ahead, whose state
+// a crash prevented: etcd takes no notice of it.
+func truncate(dir string, n uint64) error {
+	w, err := create(dir)
+	if err != nil {
+		return err
+	}
+	for index := uint64(1); index <= n; index++ {
+		if err := save(w, index, index, 1+index/50, index-1); err != nil {
+			return err
+		}
+		if index%20 != 0 {
+			continue
+		}
+		at := index - 5
+		if err := snapshot(w, at, 1+at/50); err != nil {
+			return err
+		}
+		if err := w.ReleaseLockTo(at); err != nil {
+			return err
+		}
+		if err := purge(dir); err != nil {
+			return err
+		}
+	}
+	if err := snapshot(w, n*10, 99); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// receive does what etcd does with a snapshot that its leader sent.
+func receive(dir string, n, index, term uint64) error {
+	w, err := create(dir)
+	if err != nil {
+		return err
+	}
+	if err := save(w, 1, n, 1, n/2); err != nil {
+		return err
+	}
+	if err := snapshot(w, index, term); err != nil {
+		return err
+	}
+	if err := save(w, index+1, index+10, term, index); err != nil {
+		return err
 	}
 	return w.Close()
 }

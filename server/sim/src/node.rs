@@ -7,7 +7,7 @@ use mvcc::{Engine, MemEngine};
 use prost::Message as _;
 use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message};
 use state::{Error, Machine, Member, Options, Reply, members};
-use wal::{MemVfs, Metadata, SnapshotMark, Wal};
+use wal::{MemVfs, Metadata, Wal};
 
 /// Small, so that the log is cut often.
 const SEGMENT_BYTES: u64 = 16 << 10;
@@ -95,13 +95,8 @@ fn wal_options() -> wal::Options {
 impl Node {
     /// Starts on a disk, as the server does.
     pub fn start(id: u64, disk: Disk, seed: u64) -> Self {
-        let (wal, recovered) = Wal::open(
-            Arc::clone(&disk.files),
-            Path::new(LOG),
-            SnapshotMark::default(),
-            wal_options(),
-        )
-        .unwrap();
+        let (wal, recovered) =
+            Wal::open(Arc::clone(&disk.files), Path::new(LOG), 0, wal_options()).unwrap();
         let options = Options {
             member_id: id,
             quota_bytes: -1,

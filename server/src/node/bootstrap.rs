@@ -16,7 +16,7 @@ use prost::Message;
 use proto::raftpb::{Entry, EntryType, HardState};
 use state::{Machine, Member, ids, members};
 use tracing::{info, warn};
-use wal::{Metadata, OsVfs, SnapshotMark, Vfs, Wal};
+use wal::{Metadata, OsVfs, Vfs, Wal};
 
 /// Below the data directory, as etcd has it.
 const MEMBER: &str = "member";
@@ -302,13 +302,8 @@ fn create_log(
 }
 
 fn open_log(vfs: &Arc<OsVfs>, log: &Path) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
-    Wal::open(
-        Arc::clone(vfs),
-        log,
-        SnapshotMark::default(),
-        wal::Options::default(),
-    )
-    .with_context(|| format!("could not open the log {}", log.display()))
+    Wal::open(Arc::clone(vfs), log, 0, wal::Options::default())
+        .with_context(|| format!("could not open the log {}", log.display()))
 }
 
 /// Whether the member has yet to begin, as the same one. A crash between making the log and its

@@ -53,28 +53,24 @@ pub enum Error {
     /// Segments name different members.
     #[error("wal: conflicting metadata found in {}", .0.display())]
     MetadataConflict(PathBuf),
-    /// No valid snapshot record fits the request.
-    #[error("wal: snapshot not found: {0}")]
-    SnapshotNotFound(String),
-    /// The snapshot record at that index has another term.
-    #[error("wal: snapshot mismatch at index {index}: term {found} in the log, {wanted} wanted")]
-    SnapshotMismatch {
-        /// Index of the record.
-        index: u64,
-        /// Its term in the log.
-        found: u64,
-        /// The term asked for.
-        wanted: u64,
+    /// The log does not continue the state that it is opened for: it begins behind it.
+    #[error(
+        "wal: snapshot not found: the state on this disk reaches to entry {at_most}, and the log in \
+         {} cannot be read from there on: it begins with entry {first}. Put the state or the \
+         snapshot file back that belongs to this log, or remove the member from the cluster, \
+         delete its data directory and add it again", path.display()
+    )]
+    SnapshotNotFound {
+        /// The directory.
+        path: PathBuf,
+        /// What the log was to be opened for.
+        at_most: u64,
+        /// The oldest entry from which on the log has no gap.
+        first: u64,
     },
     /// The caller asked for something that would break the log.
     #[error("wal: refused: {0}")]
     Refused(String),
-    /// Entries that the log no longer holds.
-    #[error("wal: entries below {first_index} are no longer in the log")]
-    Compacted {
-        /// First index still held.
-        first_index: u64,
-    },
     /// Entries that the log does not hold yet.
     #[error("wal: entries above {last_index} are not in the log")]
     Unavailable {

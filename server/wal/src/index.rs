@@ -31,13 +31,14 @@ impl<F> Clone for Checkpoint<F> {
     }
 }
 
-/// The entries that the log holds: `first..=last`, preceded by the entry (`first - 1`, `term`)
-/// that a snapshot stands for.
+/// The entries that the log holds: `first..=last`, preceded by an entry of which only the term is
+/// known, or not even that.
 pub(crate) struct Index<F> {
     first: u64,
     last: u64,
     checkpoints: Vec<Checkpoint<F>>,
-    /// (first index of the run, term), ascending; begins with the entry before `first`.
+    /// (first index of the run, term), ascending; begins with the entry before `first` when its
+    /// term is known.
     terms: Vec<(u64, u64)>,
 }
 
@@ -49,6 +50,16 @@ impl<F> Index<F> {
             last: index,
             checkpoints: Vec::new(),
             terms: vec![(index, term)],
+        }
+    }
+
+    /// An empty log whose next entry is `index`, of which nothing is known before that.
+    pub(crate) fn from(index: u64) -> Self {
+        Self {
+            first: index,
+            last: index - 1,
+            checkpoints: Vec::new(),
+            terms: Vec::new(),
         }
     }
 
@@ -107,6 +118,54 @@ impl<F> Index<F> {
         }
     }
 
+    /// The term of the entry before the first one, now that it is known.
+    pub(crate) fn set_base(&mut self, term: u64) {
+        if self.term(self.first - 1).is_none() {
+            self.terms.insert(0, (self.first - 1, term));
+        }
+    }
+
+    /// Forgets the entries below `index`, which is at most one past the last. The term of the one
+    /// before it is kept.
+    pub(crate) fn drop_before(&mut self, index: u64) {
+        if index <= self.first {
+            return;
+        }
+        self.first = index;
+        // The checkpoint below it may be where it is read from.
+        let covering = self.checkpoints.partition_point(|c| c.index <= index);
+        let keep_from = match index > self.last {
+            true => covering,
+            false => covering.saturating_sub(1),
+        };
+        self.checkpoints.drain(..keep_from);
+        let run = self.terms.partition_point(|(start, _)| *start < index);
+        if let Some(run) = run.checked_sub(1) {
+            self.terms.drain(..run);
+            self.terms[0].0 = index - 1;
+        }
+    }
+
+    /// Makes the entry (`index`, `term`) the one before the first, whatever was held up to it.
+    pub(crate) fn rebase(&mut self, index: u64, term: u64) {
+        self.drop_before(index + 1);
+        let next = self.term(index + 1);
+        self.terms.retain(|(start, _)| *start > index + 1);
+        let next = next.map(|next| (index + 1, next));
+        self.terms
+            .splice(0..0, [(index, term)].into_iter().chain(next));
+    }
+
+    /// Lowest index from which on all entries lie in the last `bytes` of a log that ends at `end`,
+    /// to the checkpoint above.
+    pub(crate) fn within(&self, end: u64, bytes: u64) -> u64 {
+        let fits = |c: &Checkpoint<F>| end - (c.segment.begin + c.offset) <= bytes;
+        let at = self.checkpoints.partition_point(|c| !fits(c));
+        self.checkpoints
+            .get(at)
+            .map_or(self.last + 1, |c| c.index.max(self.first))
+    }
+
     /// The checkpoint to start from for `index`, and the index at which it ends.
     pub(crate) fn locate(&self, index: u64) -> Option<(Checkpoint<F>, u64)> {
         if index < self.first || index > self.last {
@@ -134,6 +193,7 @@ mod tests {
             name: Name { seq, index: 0 },
             path: PathBuf::new(),
             file: (),
+            begin: seq * 1_000_000,
         })
     }
 
@@ -173,6 +233,50 @@ mod tests {
         assert_eq!(index.locate(149).unwrap().1, 150);
         assert_eq!(index.locate(150).unwrap().0.offset, 150);
         assert!(index.locate(161).is_none());
+    }
+
+    #[test]
+    fn entries_are_forgotten_from_the_front() {
+        let (a, b) = (segment(0), segment(1));
+        let mut index = Index::after(10, 3);
+        for i in 11..=300 {
+            let (segment, offset) = if i < 200 { (&a, i) } else { (&b, i - 200) };
+            index.push(3 + i / 250, place(i, segment, offset));
+        }
+        index.drop_before(5);
+        assert_eq!((index.first(), index.term(10)), (11, Some(3)));
+        index.drop_before(210);
+        assert_eq!((index.first(), index.last()), (210, 300));
+        assert_eq!((index.term(208), index.term(209)), (None, Some(3)));
+        assert_eq!((index.term(249), index.term(250)), (Some(3), Some(4)));
+        assert!(index.locate(209).is_none());
+        // Checkpoints: 200 and 264 in the second segment, the first of which still serves 210.
+        assert_eq!(index.locate(210).unwrap().0.index, 200);
+        assert_eq!(index.within(1_000_101, u64::MAX), 210);
+        assert_eq!(index.within(1_000_101, 101), 210);
+        assert_eq!(index.within(1_000_101, 100), 264);
+        assert_eq!(index.within(1_000_101, 36), 301);
+        index.drop_before(301);
+        assert_eq!(
+            (index.first(), index.last(), index.term(300)),
+            (301, 300, Some(4))
+        );
+        assert!(index.checkpoints.is_empty());
+        index.push(4, place(301, &b, 101));
+        assert_eq!(index.locate(301).unwrap().0.index, 301);
+        assert_eq!(index.term(300), Some(4));
+
+        index.rebase(300, 2);
+        assert_eq!((index.term(300), index.term(301)), (Some(2), Some(4)));
+
+        // Nothing is known of what comes before.
+        let mut index = Index::from(7);
+        assert_eq!((index.first(), index.last(), index.term(6)), (7, 6, None));
+        index.push(2, place(7, &a, 0));
+        index.push(3, place(8, &a, 1));
+        assert_eq!((index.term(6), index.term(7)), (None, Some(2)));
+        index.drop_before(8);
+        assert_eq!((index.term(7), index.term(8)), (Some(2), Some(3)));
     }
 
     #[test]

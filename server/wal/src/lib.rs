@@ -1,11 +1,10 @@
 //! The write-ahead log, in etcd's format, on a [`Vfs`].
 //!
 //! Owns: the bytes of `member/wal`: segment names, frames, the CRC chain, the order of writes and
-//! syncs, and what counts as a torn tail and what as corruption.
+//! syncs, what counts as a torn tail and what as corruption, and which segments may go.
 //!
-//! Must never know: what an entry means, raft's rules, the store, clocks, async runtimes.
-//!
-//! Not here yet: dropping segments that a snapshot has made needless.
+//! Must never know: what an entry means, raft's rules, the store, snapshot files, clocks, async
+//! runtimes.
 //!
 //! Start reading in `log.rs` (appending), then `recover.rs` (opening), then `frame.rs` (the bytes).
 //! `vfs.rs` and `mem.rs` are the file systems below, the second with power cuts.
@@ -26,7 +25,9 @@ mod vfs;
 mod tests;
 
 pub use error::Error;
-pub use log::{Metadata, Options, SEGMENT_BYTES, SnapshotMark, Wal};
+pub use log::{
+    Metadata, Options, RELEASE_AT_ONCE, Released, SEGMENT_BYTES, SnapshotMark, Start, Wal,
+};
 pub use mem::{MemFile, MemVfs};
 pub use reader::Reader;
 pub use recover::{Recovered, Repair, TAIL_BYTES};

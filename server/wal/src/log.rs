@@ -1,6 +1,7 @@
-//! The log as it is written: creation, appending, cutting segments.
+//! The log as it is written: creation, appending, cutting segments, dropping them.
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +24,8 @@ use crate::{
 /// Length at which a segment is closed and the next one begun, in bytes. etcd's are 64,000,000 long;
 /// its reader takes any length.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Segments that one call of [`Wal::release`] drops at most, since appends wait for it.
+pub const RELEASE_AT_ONCE: usize = 8;
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,34 @@ pub struct SnapshotMark {
     pub term: u64,
 }
 
+/// Where a log begins for its reader: a snapshot record with all that it says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Start {
+    /// The entry before the first one.
+    pub mark: SnapshotMark,
+    /// The members as of it; empty when the record does not say, as at the beginning of a log.
+    pub conf_state: ConfState,
+}
+
+/// What [`Wal::release`] dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Segments.
+    pub segments: usize,
+    /// Bytes that their records took.
+    pub bytes: u64,
+    /// Whether [`RELEASE_AT_ONCE`] was reached and there is more to drop.
+    pub more: bool,
+}
+
+/// The newest snapshot record that is known to be durable, and for which the state is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Anchor {
+    pub index: u64,
+    /// Sequence number of the segment that holds the record.
+    pub seq: u64,
+}
+
 fn mark_record(mark: SnapshotMark, conf_state: Option<ConfState>) -> Vec<u8> {
     walpb::Snapshot {
         index: Some(mark.index),
@@ -97,7 +128,10 @@ pub struct Wal<V: Vfs> {
     pub(crate) options: Options,
     pub(crate) metadata: Metadata,
     pub(crate) hard_state: HardState,
+    /// The segments before the one that is written, oldest first.
+    pub(crate) closed: VecDeque<Arc<Segment<V::File>>>,
     pub(crate) segment: Arc<Segment<V::File>>,
+    pub(crate) anchor: Anchor,
     /// Where the next frame goes.
     pub(crate) offset: u64,
     /// Up to here the segment holds durable zeros behind its frames.
@@ -144,7 +178,7 @@ impl<V: Vfs> Wal<V> {
         let chain = encode(&mut head, chain, frame::METADATA, Some(&metadata.encode()));
         let mark = mark_record(SnapshotMark::default(), None);
         let chain = encode(&mut head, chain, frame::SNAPSHOT, Some(&mark));
-        let mut segment = prepared.begin(&*vfs, &draft, name, &head)?;
+        let mut segment = prepared.begin(&*vfs, &draft, name, 0, &head)?;
 
         let renamed = vfs.rename(&draft, dir);
         let parent = dir.parent().unwrap_or(dir);
@@ -158,7 +192,9 @@ impl<V: Vfs> Wal<V> {
             options,
             metadata,
             hard_state: HardState::default(),
+            closed: VecDeque::new(),
             segment: Arc::new(segment),
+            anchor: Anchor { index: 0, seq: 0 },
             offset: head.len() as u64,
             filled: options.segment_bytes,
             chain,
@@ -183,6 +219,22 @@ impl<V: Vfs> Wal<V> {
         self.index.read().last()
     }
 
+    /// Bytes of the log on the disk: all segments, the newest one up to its last record.
+    pub fn retained_bytes(&self) -> u64 {
+        let oldest = self.closed.front().unwrap_or(&self.segment);
+        self.end() - oldest.begin
+    }
+
+    /// The lowest index from which on all entries lie in the newest `bytes` of the log, give or take
+    /// 64 KiB; one past [`Self::last_index`] when none fits. For a bound on what is retained.
+    pub fn index_within(&self, bytes: u64) -> u64 {
+        self.index.read().within(self.end(), bytes)
+    }
+
+    fn end(&self) -> u64 {
+        self.segment.begin + self.offset
+    }
+
     /// Bytes that were appended since the log was opened.
     pub fn appended_bytes(&self) -> u64 {
         self.appended
@@ -195,6 +247,9 @@ impl<V: Vfs> Wal<V> {
 
     /// Appends entries and then the state, in one write. Entries from the index of the first one on
     /// are replaced. With `sync` they are durable on return, together with all before them.
+    ///
+    /// A commit index below one that was written before is raised to it: a snapshot record may rest
+    /// on that one, and readers take no record that is not committed.
     ///
     /// # Errors
     /// [`Error::Refused`] for entries that leave a gap or replace what a snapshot stands for; the
@@ -219,7 +274,8 @@ impl<V: Vfs> Wal<V> {
                 Some(&entry.encode_to_vec()),
             );
         }
-        if let Some(state) = hard_state {
+        let hard_state = hard_state.map(|state| committed(*state, self.commit()));
+        if let Some(state) = &hard_state {
             chain = encode(
                 &mut frames,
                 chain,
@@ -241,7 +297,7 @@ impl<V: Vfs> Wal<V> {
             }
         }
         if let Some(state) = hard_state {
-            self.hard_state = *state;
+            self.hard_state = state;
         }
         if self.offset >= self.options.segment_bytes {
             self.cut()?;
@@ -249,24 +305,144 @@ impl<V: Vfs> Wal<V> {
         Ok(())
     }
 
-    /// Notes, durably, that a snapshot stands for the entries up to `mark`.
+    /// Notes, durably, that the state is on the disk up to `mark`, so that a start may begin there.
+    /// The commit index is raised to it in the same write; without that no reader would take the
+    /// record. Entries stay until [`Self::release`].
     ///
     /// # Errors
-    /// [`Error::Refused`] for a mark above the log's end; any other error is final.
+    /// [`Error::Refused`] for a mark that is no entry of the log; any other error is final.
     pub fn save_snapshot_mark(
         &mut self,
         mark: SnapshotMark,
         conf_state: ConfState,
     ) -> Result<(), Error> {
-        let last = self.last_index();
-        if mark.index > last {
-            let text = format!("a snapshot at {} of a log that ends at {last}", mark.index);
-            return Err(Error::Refused(text));
+        let (oldest, last) = (self.first_index(), self.last_index());
+        match self.index.read().term(mark.index) {
+            Some(term) if term == mark.term => {}
+            Some(term) => {
+                let SnapshotMark { index, term: found } = mark;
+                return Err(Error::Refused(format!(
+                    "a snapshot at {index} of term {found}, which is of term {term} in the log"
+                )));
+            }
+            None => {
+                return Err(Error::Refused(format!(
+                    "a snapshot at {} of a log of {oldest} to {last}",
+                    mark.index
+                )));
+            }
+        }
+        let mut frames = Vec::new();
+        let mut chain = self.chain;
+        let state = committed(self.hard_state, mark.index);
+        if state != self.hard_state {
+            let data = state.encode_to_vec();
+            chain = encode(&mut frames, chain, frame::STATE, Some(&data));
         }
         let data = mark_record(mark, Some(conf_state));
-        let mut frames = Vec::new();
-        let chain = encode(&mut frames, self.chain, frame::SNAPSHOT, Some(&data));
-        self.write(&frames, chain, true)
+        let chain = encode(&mut frames, chain, frame::SNAPSHOT, Some(&data));
+        self.write(&frames, chain, true)?;
+        self.hard_state = state;
+        self.anchor_at(mark.index);
+        Ok(())
+    }
+
+    /// Drops the oldest segments, as far as all their entries are below `index` and the newest
+    /// snapshot record that was saved, or that the log was opened at, does not need them: after a
+    /// crash at any point a start from there finds a log without a gap, and so does etcd.
+    /// [`Self::first_index`] rises to the oldest entry that is left. At most [`RELEASE_AT_ONCE`] go
+    /// in one call.
+    ///
+    /// # Errors
+    /// Any error is final.
+    pub fn release(&mut self, index: u64) -> Result<Released, Error> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        // A segment's name says what the log ended before when it was begun: live entries of those
+        // before it are lower. etcd looks for a record's segment by name, so that of the oldest one
+        // must not be above the record's index.
+        let limit = index.min(self.anchor.index);
+        let next = self.closed.iter().skip(1).chain([&self.segment]);
+        let droppable = next
+            .zip(1..=self.closed.len())
+            .filter(|(next, _)| next.name.index <= limit && next.name.seq <= self.anchor.seq)
+            .last()
+            .map_or(0, |(_, count)| count);
+        let count = droppable.min(RELEASE_AT_ONCE);
+        if count == 0 {
+            return Ok(Released::default());
+        }
+        let oldest = self.closed.get(count).unwrap_or(&self.segment);
+        let (first, begin) = (oldest.name.index, oldest.begin);
+        let before = self.closed.front().map_or(begin, |segment| segment.begin);
+        self.index.write().drop_before(first);
+
+        self.poisoned = true;
+        for segment in self.closed.drain(..count) {
+            // From the oldest on, each removal durable before the next: whatever a crash leaves is a
+            // sequence without a gap.
+            let removed = self.vfs.remove(&segment.path);
+            let synced = removed.and_then(|()| self.vfs.sync_dir(&self.dir));
+            synced.map_err(Error::io("remove", &segment.path))?;
+        }
+        self.poisoned = false;
+        Ok(Released {
+            segments: count,
+            bytes: begin - before,
+            more: count < droppable,
+        })
+    }
+
+    /// Begins anew behind a snapshot that came from another member: all entries are gone, the next
+    /// one is `mark.index` + 1. Durable on return; a crash before leaves the log as it was. What
+    /// belongs to the snapshot must be durable before the call. The commit index of `hard_state` is
+    /// taken to be the mark's.
+    ///
+    /// The record is the head of a segment of its own, which is named after the mark: entries of
+    /// another history that lie in earlier ones are behind it for no reader, etcd's included, which
+    /// begins at the newest segment whose name is not above the mark. The earlier ones go with the
+    /// next [`Self::release`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a mark that is committed or that the log holds: such a snapshot brings
+    /// nothing. Any other error is final.
+    pub fn restart_at(
+        &mut self,
+        mark: SnapshotMark,
+        conf_state: ConfState,
+        hard_state: &HardState,
+    ) -> Result<(), Error> {
+        let held = self.index.read().term(mark.index) == Some(mark.term);
+        let commit = self.commit();
+        if held || mark.index <= commit {
+            return Err(Error::Refused(format!(
+                "a snapshot at {} in place of a log that is committed up to {commit} and ends at {}",
+                mark.index,
+                self.last_index()
+            )));
+        }
+        self.hard_state = HardState {
+            commit: Some(mark.index),
+            ..*hard_state
+        };
+        let record = mark_record(mark, Some(conf_state));
+        self.begin_segment(mark.index, Some(&record))?;
+        *self.index.write() = Index::after(mark.index, mark.term);
+        self.anchor_at(mark.index);
+        Ok(())
+    }
+
+    fn anchor_at(&mut self, index: u64) {
+        // Of a lower record nobody would make use.
+        if index >= self.anchor.index {
+            let seq = self.segment.name.seq;
+            self.anchor = Anchor { index, seq };
+        }
+    }
+
+    fn commit(&self) -> u64 {
+        self.hard_state.commit.unwrap_or_default()
     }
 
     fn check_order(&self, entries: &[Entry]) -> Result<(), Error> {
@@ -275,6 +451,7 @@ impl<V: Vfs> Wal<V> {
         };
         let first = first.index.unwrap_or_default();
         let (oldest, last) = (self.first_index(), self.last_index());
+        let oldest = oldest.max(self.anchor.index + 1);
         if first < oldest || first > last + 1 {
             let text = format!("entry {first} does not continue a log of {oldest} to {last}");
             return Err(Error::Refused(text));
@@ -315,10 +492,17 @@ impl<V: Vfs> Wal<V> {
         Ok(())
     }
 
-    /// Closes the segment and begins the next. A crash at any step leaves either the old one as the
-    /// last, or the new one whole: it gets its name only after its head is durable.
     fn cut(&mut self) -> Result<(), Error> {
-        self.poisoned = true;
+        self.begin_segment(self.last_index() + 1, None)
+    }
+
+    /// Closes the segment and begins the next, which is named after `index` and begins with `mark`
+    /// if there is one. A crash at any step leaves either the old one as the last, or the new one
+    /// whole: it gets its name only after its head is durable.
+    fn begin_segment(&mut self, index: u64, mark: Option<&[u8]>) -> Result<(), Error> {
+        if std::mem::replace(&mut self.poisoned, true) {
+            return Err(Error::Poisoned);
+        }
         let old = &self.segment;
         let closed = old.file.set_len(self.offset);
         let synced = closed.and_then(|()| old.file.sync_data());
@@ -329,7 +513,7 @@ impl<V: Vfs> Wal<V> {
             .next(&*self.vfs, &self.dir, self.options.segment_bytes)?;
         let name = Name {
             seq: old.name.seq + 1,
-            index: self.index.read().last() + 1,
+            index,
         };
         let mut head = Vec::new();
         let chain = encode(&mut head, self.chain, frame::CRC, None);
@@ -339,12 +523,30 @@ impl<V: Vfs> Wal<V> {
             let state = self.hard_state.encode_to_vec();
             chain = encode(&mut head, chain, frame::STATE, Some(&state));
         }
-        self.segment = Arc::new(next.begin(&*self.vfs, &self.dir, name, &head)?);
+        if let Some(mark) = mark {
+            chain = encode(&mut head, chain, frame::SNAPSHOT, Some(mark));
+        }
+        let begin = self.end();
+        let next = Arc::new(next.begin(&*self.vfs, &self.dir, name, begin, &head)?);
+        self.closed
+            .push_back(std::mem::replace(&mut self.segment, next));
         self.offset = head.len() as u64;
         self.filled = self.options.segment_bytes;
         self.chain = chain;
         self.poisoned = false;
         Ok(())
+    }
+}
+
+/// The same with a commit index of at least `index`.
+fn committed(state: HardState, index: u64) -> HardState {
+    let commit = state.commit.unwrap_or_default();
+    match commit < index {
+        true => HardState {
+            commit: Some(index),
+            ..state
+        },
+        false => state,
     }
 }
 

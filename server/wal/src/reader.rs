@@ -34,29 +34,27 @@ impl<V: Vfs> Reader<V> {
         self.index.read().term(index)
     }
 
-    /// The entries `from..to`, as many as fit into `max_bytes` but at least one. Entries that are
-    /// replaced meanwhile may come in their old form: only the caller knows what is committed.
+    /// The entries `from..to`, as many as fit into `max_bytes` but at least one. None when the log
+    /// no longer holds `from`. Entries that are replaced meanwhile may come in their old form: only
+    /// the caller knows what is committed. Segments that are dropped meanwhile are read to the end.
     ///
     /// # Errors
-    /// [`Error::Compacted`] and [`Error::Unavailable`] outside of the log; [`Error::Corrupt`] when
-    /// the disk gives back something else than was written.
+    /// [`Error::Unavailable`] above the log's end; [`Error::Corrupt`] when the disk gives back
+    /// something else than was written.
     pub fn read(&self, from: u64, to: u64, max_bytes: usize) -> Result<Vec<Entry>, Error> {
         let mut found = Vec::new();
         let mut bytes = 0;
         let mut next = from;
         while next < to {
+            // Holding the segment keeps its file, also when its name is removed.
             let (place, end) = {
                 let index = self.index.read();
-                index
-                    .locate(next)
-                    .ok_or_else(|| match next < index.first() {
-                        true => Error::Compacted {
-                            first_index: index.first(),
-                        },
-                        false => Error::Unavailable {
-                            last_index: index.last(),
-                        },
-                    })?
+                if next < index.first() {
+                    return Ok(found);
+                }
+                index.locate(next).ok_or_else(|| Error::Unavailable {
+                    last_index: index.last(),
+                })?
             };
             let path = &place.segment.path;
             let failed = |cause| Error::io("read", path)(cause);

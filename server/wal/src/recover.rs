@@ -10,15 +10,15 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
 use proto::{
-    raftpb::{Entry, HardState},
+    raftpb::{ConfState, Entry, HardState},
     walpb,
 };
 
 use crate::{
-    Error, Metadata, Options, SnapshotMark, Vfs, VfsFile, Wal,
+    Error, Metadata, Options, SnapshotMark, Start, Vfs, VfsFile, Wal,
     frame::{self, Frame, FrameReader},
     index::{Checkpoint, Index},
-    log::source,
+    log::{Anchor, source},
     reader::decode,
     segment::{Name, Segment, zero_fill},
 };
@@ -35,9 +35,13 @@ pub struct Recovered {
     pub metadata: Metadata,
     /// The last state written; the default when there is none.
     pub hard_state: HardState,
-    /// The newest entries, without a gap up to the last; older ones come from [`crate::Reader`].
+    /// Where the log begins: the newest snapshot record that the caller's state covers.
+    pub start: Start,
+    /// The newest entries behind it, without a gap up to the last; older ones come from
+    /// [`crate::Reader`].
     pub entries: Vec<Entry>,
-    /// Every snapshot record from the one that was asked for on, in the log's order.
+    /// Every committed snapshot record from that one on, in the log's order; also those above what
+    /// the log was opened for.
     pub marks: Vec<SnapshotMark>,
     /// What a power cut tore, if it did.
     pub repair: Option<Repair>,
@@ -56,31 +60,46 @@ pub struct Repair {
 }
 
 impl<V: Vfs> Wal<V> {
-    /// Opens the log in `dir` from the snapshot record `from` on, for appending.
+    /// Opens the log in `dir` for appending, for a state that is durable up to `at_most`. It is read
+    /// from the newest snapshot record on that is not above `at_most` and is committed: those above
+    /// the last commit index count for nothing, as in etcd. Entries up to it are not handed over,
+    /// and [`Reader`](crate::Reader)s do not see them.
     ///
     /// A torn tail is cut away by etcd's rule only: it is in the last segment, and a whole sector
     /// of the record never reached the disk. One case that etcd takes for torn is refused: a record
     /// that is whole although its length word says otherwise.
     ///
     /// # Errors
-    /// Everything else that does not check out; nothing is changed then.
+    /// [`Error::SnapshotNotFound`] when the log begins behind `at_most`, and everything else that
+    /// does not check out; nothing is changed then.
     pub fn open(
         vfs: Arc<V>,
         dir: &Path,
-        from: SnapshotMark,
+        at_most: u64,
         options: Options,
     ) -> Result<(Self, Recovered), Error> {
-        let segments = open_segments(&*vfs, dir, from)?;
-        let mut scan = Scan::new(dir, from);
-        for (position, segment) in segments.iter().enumerate() {
-            scan.segment(segment, position + 1 == segments.len())?;
+        let files = open_files(&*vfs, dir)?;
+        let mut scan = Scan::new(dir, at_most);
+        let mut closed = VecDeque::with_capacity(files.len());
+        let mut begin = 0;
+        let newest = files.len().saturating_sub(1);
+        for (position, (name, path, file)) in files.into_iter().enumerate() {
+            let segment = Arc::new(Segment {
+                name,
+                path,
+                file,
+                begin,
+            });
+            scan.segment(&segment, position == newest)?;
+            begin += scan.offset;
+            closed.push_back(segment);
         }
-        let metadata = scan.check()?;
-        let Some(segment) = segments.last() else {
+        let (metadata, found) = scan.finish()?;
+        let Some(segment) = closed.pop_back() else {
             return Err(Error::NotFound(dir.to_owned()));
         };
         let repair = match scan.torn {
-            true => Some(set_aside(&*vfs, dir, segment, scan.offset)?),
+            true => Some(set_aside(&*vfs, dir, &segment, scan.offset)?),
             false => None,
         };
         // From the last record on everything is zero before anything is appended: an old byte
@@ -92,10 +111,16 @@ impl<V: Vfs> Wal<V> {
             zero_fill(&segment.file, scan.offset, length).map(|()| length)
         });
         let length = cleared.map_err(Error::io("clear the end of", &segment.path))?;
+        // Whoever gave the segments their names may have died before the names were durable.
+        vfs.sync_dir(dir).map_err(Error::io("sync", dir))?;
 
         let recovered = Recovered {
             metadata,
             hard_state: scan.hard_state,
+            start: Start {
+                mark: found.mark,
+                conf_state: found.conf_state.unwrap_or_default(),
+            },
             entries: scan.tail.into(),
             marks: scan.marks,
             repair,
@@ -107,7 +132,12 @@ impl<V: Vfs> Wal<V> {
             options,
             metadata,
             hard_state: scan.hard_state,
-            segment: Arc::clone(segment),
+            closed,
+            segment,
+            anchor: Anchor {
+                index: found.mark.index,
+                seq: found.seq,
+            },
             offset: scan.offset,
             filled: length,
             chain: scan.chain.unwrap_or_default(),
@@ -117,43 +147,73 @@ impl<V: Vfs> Wal<V> {
         };
         Ok((wal, recovered))
     }
+
+    /// Whose log is in `dir`, from the head of its oldest segment; it must not be open.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, [`Error::Corrupt`] when the head does not check out,
+    /// and what the disk refuses.
+    pub fn metadata_of(vfs: &V, dir: &Path) -> Result<Metadata, Error> {
+        let Some(path) = names(vfs, dir)?.first().map(|name| name.path(dir)) else {
+            return Err(Error::NotFound(dir.to_owned()));
+        };
+        let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+        let failed = |cause| Error::io("read", &path)(cause);
+        let mut frames = FrameReader::new(&file, 0).map_err(failed)?;
+        let mut chain = None;
+        loop {
+            let offset = frames.offset();
+            let damaged = |problem: String| Error::Corrupt {
+                path: path.clone(),
+                offset,
+                problem,
+            };
+            let missing = || damaged("the head says not whose log it is".to_owned());
+            let Frame::Record { record, .. } = frames.next().map_err(failed)? else {
+                return Err(missing());
+            };
+            chain = Some(chain_after(chain, &record).map_err(damaged)?);
+            match record.r#type.unwrap_or_default() {
+                frame::CRC => {}
+                frame::METADATA => {
+                    let data = record.data.unwrap_or_default();
+                    return Metadata::decode(&data).map_err(|cause| damaged(cause.to_string()));
+                }
+                // Every segment begins with these two.
+                _ => return Err(missing()),
+            }
+        }
+    }
 }
 
-/// The segments that hold the record `from` and all after it.
-fn open_segments<V: Vfs>(
-    vfs: &V,
-    dir: &Path,
-    from: SnapshotMark,
-) -> Result<Vec<Arc<Segment<V::File>>>, Error> {
+/// The names of the segments in `dir`, at least one, in order and without a gap.
+fn names<V: Vfs>(vfs: &V, dir: &Path) -> Result<Vec<Name>, Error> {
     let names = vfs.list(dir).map_err(Error::io("list", dir))?;
     let mut names: Vec<_> = names.iter().filter_map(|name| Name::parse(name)).collect();
     names.sort();
     if names.is_empty() {
         return Err(Error::NotFound(dir.to_owned()));
     }
-    let Some(first) = names.iter().rposition(|name| name.index <= from.index) else {
-        let text = format!("no segment begins at or below index {}", from.index);
-        return Err(Error::SnapshotNotFound(text));
-    };
-    let names = names.split_off(first);
     for pair in names.windows(2) {
-        if pair[1].seq != pair[0].seq + 1 {
+        if pair[0].seq.checked_add(1) != Some(pair[1].seq) {
             return Err(Error::Gap {
                 path: dir.to_owned(),
                 problem: format!("segment {} follows {}", pair[1].seq, pair[0].seq),
             });
         }
     }
-    let open = |name: &Name| {
+    Ok(names)
+}
+
+type Files<F> = Vec<(Name, PathBuf, F)>;
+
+fn open_files<V: Vfs>(vfs: &V, dir: &Path) -> Result<Files<V::File>, Error> {
+    let open = |name: Name| {
         let path = name.path(dir);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-        Ok(Arc::new(Segment {
-            name: *name,
-            path,
-            file,
-        }))
+        Ok((name, path, file))
     };
-    names.iter().map(open).collect()
+    names(vfs, dir)?.into_iter().map(open).collect()
 }
 
 /// Keeps a copy of a torn segment beside it, as etcd does, before its end is cut away.
@@ -188,15 +248,32 @@ fn set_aside<V: Vfs>(
     })
 }
 
+/// A snapshot record, and the sequence number of the segment that holds it.
+struct Record {
+    mark: SnapshotMark,
+    conf_state: Option<ConfState>,
+    seq: u64,
+    /// Whether the entry behind it, and all that follow, were written after it: etcd writes those
+    /// before the state that commits the record.
+    followed: bool,
+}
+
 /// What the records read so far add up to.
 struct Scan<F> {
     dir: PathBuf,
-    from: SnapshotMark,
-    found_mark: bool,
+    at_most: u64,
+    /// The newest record to begin at so far.
+    start: Option<Record>,
+    /// Records above the commit index so far, which the next state may commit.
+    waiting: Vec<Record>,
     metadata: Option<Metadata>,
     hard_state: HardState,
+    /// The committed ones.
     marks: Vec<SnapshotMark>,
+    /// The entries without a gap up to the newest.
     index: Index<F>,
+    /// The last gap before them that no record explains.
+    hole: Option<String>,
     tail: VecDeque<Entry>,
     tail_bytes: usize,
     /// `None` until the first segment's CRC record.
@@ -207,15 +284,17 @@ struct Scan<F> {
 }
 
 impl<F: VfsFile> Scan<F> {
-    fn new(dir: &Path, from: SnapshotMark) -> Self {
+    fn new(dir: &Path, at_most: u64) -> Self {
         Self {
             dir: dir.to_owned(),
-            from,
-            found_mark: false,
+            at_most,
+            start: None,
+            waiting: Vec::new(),
             metadata: None,
             hard_state: HardState::default(),
             marks: Vec::new(),
-            index: Index::after(from.index, from.term),
+            index: Index::from(1),
+            hole: None,
             tail: VecDeque::new(),
             tail_bytes: 0,
             chain: None,
@@ -225,6 +304,7 @@ impl<F: VfsFile> Scan<F> {
     }
 
     fn segment(&mut self, segment: &Arc<Segment<F>>, newest: bool) -> Result<(), Error> {
+        self.end_before(segment.name.index);
         let failed = |cause| Error::io("read", &segment.path)(cause);
         let mut frames = FrameReader::new(&segment.file, 0).map_err(failed)?;
         loop {
@@ -232,7 +312,7 @@ impl<F: VfsFile> Scan<F> {
             self.offset = offset;
             let problem = match frames.next().map_err(failed)? {
                 Frame::End => return Ok(()),
-                Frame::Record { record, raw } => match self.chain_after(&record) {
+                Frame::Record { record, raw } => match chain_after(self.chain, &record) {
                     Ok(chain) => {
                         let applied = self.record(record, segment, offset);
                         applied.map_err(|problem| problem.at(segment, offset))?;
@@ -266,24 +346,8 @@ impl<F: VfsFile> Scan<F> {
     /// the log and look torn, but then its record is whole, and so may be acknowledged ones behind.
     fn is_torn(&self, raw: &[u8], offset: u64) -> bool {
         frame::is_torn(raw, offset)
-            && frame::whole_prefix(raw).is_none_or(|record| self.chain_after(&record).is_err())
-    }
-
-    /// The chain after a record, when the record fits it.
-    fn chain_after(&self, record: &walpb::Record) -> Result<u32, String> {
-        let found = record.crc.unwrap_or_default();
-        let before = match (self.chain, record.r#type) {
-            // The first segment that is read says where the chain stands.
-            (None, Some(frame::CRC)) => return Ok(found),
-            (None, _) => return Err("the segment does not begin with a CRC record".to_owned()),
-            (Some(chain), _) => chain,
-        };
-        let data = record.data.as_deref().unwrap_or_default();
-        let wanted = crc32c::crc32c_append(before, data);
-        match found == wanted {
-            true => Ok(wanted),
-            false => Err(format!("crc mismatch: {found:08x}, {wanted:08x} wanted")),
-        }
+            && frame::whole_prefix(raw)
+                .is_none_or(|record| chain_after(self.chain, &record).is_err())
     }
 
     fn record(
@@ -302,15 +366,24 @@ impl<F: VfsFile> Scan<F> {
                     return Err(Problem::OtherMember);
                 }
             }
-            frame::STATE => self.hard_state = HardState::decode(data).map_err(garbled)?,
+            frame::STATE => {
+                self.hard_state = HardState::decode(data).map_err(garbled)?;
+                self.commit();
+            }
             frame::ENTRY => self.entry(data, segment, offset)?,
             frame::SNAPSHOT => {
                 let record = walpb::Snapshot::decode(data).map_err(garbled)?;
                 let mark = SnapshotMark {
-                    index: record.index.unwrap_or_default(),
+                    index: in_range(record.index)?,
                     term: record.term.unwrap_or_default(),
                 };
-                self.mark(mark)?;
+                self.waiting.push(Record {
+                    mark,
+                    conf_state: record.conf_state,
+                    seq: segment.name.seq,
+                    followed: false,
+                });
+                self.commit();
             }
             other => return Err(Problem::Record(format!("{other} is no type of a record"))),
         }
@@ -325,19 +398,25 @@ impl<F: VfsFile> Scan<F> {
     ) -> Result<(), Problem> {
         let size = data.len();
         let entry = decode(data).map_err(Problem::Record)?;
-        let index = entry.index.unwrap_or_default();
-        if index <= self.from.index {
+        let index = in_range(entry.index)?;
+        let (first, last) = (self.index.first(), self.index.last());
+        if index == 0 {
+            // No log begins below it.
             return Ok(());
         }
-        let last = self.index.last();
-        if index > last + 1 {
-            return Err(Problem::Gap(format!("entry {index} follows entry {last}")));
+        for record in &mut self.waiting {
+            let after = record.mark.index;
+            record.followed = index > after && (record.followed || index == after + 1);
+        }
+        if index < first || index > last + 1 {
+            // The log begins here, or those between are gone. It is a fault if a start needs them.
+            if first <= last {
+                self.hole = Some(format!("entry {index} follows entry {last}"));
+            }
+            self.begin(Index::from(index));
         }
         // It replaces what an earlier leader wrote from its index on.
-        while self.tail.back().is_some_and(|old| old.index >= Some(index)) {
-            let old = self.tail.pop_back();
-            self.tail_bytes -= old.map_or(0, |old| bytes_of(&old));
-        }
+        self.cut_tail(index);
         let place = Checkpoint {
             index,
             segment: Arc::clone(segment),
@@ -356,41 +435,153 @@ impl<F: VfsFile> Scan<F> {
         Ok(())
     }
 
-    fn mark(&mut self, mark: SnapshotMark) -> Result<(), Problem> {
-        if mark.index == self.from.index {
-            if mark.term != self.from.term {
-                return Err(Problem::OtherTerm {
-                    mark,
-                    wanted: self.from.term,
-                });
-            }
-            self.found_mark = true;
+    /// Takes the snapshot records that are committed by now.
+    fn commit(&mut self) {
+        let commit = self.hard_state.commit.unwrap_or_default();
+        let (now, later) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|record| record.mark.index <= commit);
+        self.waiting = later;
+        let now: Vec<Record> = now;
+        for record in now {
+            self.mark(record);
         }
-        if mark.index >= self.from.index {
-            self.marks.push(mark);
-        }
-        Ok(())
     }
 
-    fn check(&self) -> Result<Metadata, Error> {
-        if !self.found_mark {
-            let text = format!("the log has no record of index {}", self.from.index);
-            return Err(Error::SnapshotNotFound(text));
+    /// A committed record. Where the log has the entry that it stands for, those behind it continue
+    /// it. Otherwise the snapshot came from another member, and they are of another history.
+    fn mark(&mut self, record: Record) {
+        let SnapshotMark { index, term } = record.mark;
+        match self.index.term(index) {
+            Some(found) if found == term => {}
+            // Entries that begin right behind it are its own, wherever the record lies.
+            None if index + 1 == self.index.first() => self.index.set_base(term),
+            None if index < self.index.first() => {}
+            Some(_) if record.followed => {
+                self.index.rebase(index, term);
+                self.drop_tail(index);
+            }
+            _ => {
+                self.hole = None;
+                self.begin(Index::after(index, term));
+            }
         }
-        let (commit, last) = (
+        self.marks.push(record.mark);
+        let newest = self.start.as_ref().map_or(0, |start| start.mark.index);
+        if index <= self.at_most && index >= newest {
+            self.start = Some(record);
+        }
+    }
+
+    /// A segment that is named after `index` begins: what earlier ones have from there on was dead
+    /// by then. That is how a new beginning ends the history before it, also when only some of its
+    /// segments are left.
+    fn end_before(&mut self, index: u64) {
+        let index = index.max(1);
+        if index < self.index.first() {
+            self.begin(Index::from(index));
+        } else if index <= self.index.last() {
+            self.index.truncate_after(index - 1);
+            self.cut_tail(index);
+        }
+    }
+
+    /// Removes the entries from `index` on.
+    fn cut_tail(&mut self, index: u64) {
+        while self.tail.back().is_some_and(|old| old.index >= Some(index)) {
+            let old = self.tail.pop_back();
+            self.tail_bytes -= old.map_or(0, |old| bytes_of(&old));
+        }
+    }
+
+    /// Removes the entries up to `index`.
+    fn drop_tail(&mut self, index: u64) {
+        while self
+            .tail
+            .front()
+            .is_some_and(|old| old.index <= Some(index))
+        {
+            let old = self.tail.pop_front();
+            self.tail_bytes -= old.map_or(0, |old| bytes_of(&old));
+        }
+    }
+
+    fn begin(&mut self, index: Index<F>) {
+        self.index = index;
+        self.tail.clear();
+        self.tail_bytes = 0;
+    }
+
+    /// Checks that the log is whole from its start on, and forgets what lies before.
+    fn finish(&mut self) -> Result<(Metadata, Record), Error> {
+        let (commit, first, last) = (
             self.hard_state.commit.unwrap_or_default(),
+            self.index.first(),
             self.index.last(),
         );
-        if commit > last {
-            return Err(Error::Gap {
-                path: self.dir.clone(),
-                problem: format!("entry {commit} is committed and the log ends at {last}"),
-            });
-        }
-        self.metadata.ok_or_else(|| Error::Gap {
+        let gap = |problem: String| Error::Gap {
             path: self.dir.clone(),
-            problem: "no record says whose log it is".to_owned(),
-        })
+            problem,
+        };
+        // Taking these for a part of the old history would be worse than no start.
+        let lost = |record: &&Record| {
+            let SnapshotMark { index, term } = record.mark;
+            record.followed && self.index.term(index) != Some(term)
+        };
+        if let Some(Record { mark, .. }) = self.waiting.iter().find(lost) {
+            return Err(gap(format!(
+                "entries follow the snapshot at {}, and the state that commits it is missing",
+                mark.index
+            )));
+        }
+        let start = match (self.start.take(), self.hole.take()) {
+            (Some(start), _) if start.mark.index + 1 >= first => start,
+            (Some(_), Some(hole)) => return Err(gap(hole)),
+            _ => {
+                return Err(Error::SnapshotNotFound {
+                    path: self.dir.clone(),
+                    at_most: self.at_most,
+                    first,
+                });
+            }
+        };
+        if commit > last {
+            let problem = format!("entry {commit} is committed and the log ends at {last}");
+            return Err(gap(problem));
+        }
+        let nobodys = || gap("no record says whose log it is".to_owned());
+        let metadata = self.metadata.ok_or_else(nobodys)?;
+        let oldest = start.mark.index;
+        self.index.drop_before(oldest + 1);
+        self.drop_tail(oldest);
+        self.marks.retain(|mark| mark.index >= oldest);
+        Ok((metadata, start))
+    }
+}
+
+/// The chain after a record, when the record fits it. The first segment that is read says where it
+/// stands.
+fn chain_after(chain: Option<u32>, record: &walpb::Record) -> Result<u32, String> {
+    let found = record.crc.unwrap_or_default();
+    let before = match (chain, record.r#type) {
+        (None, Some(frame::CRC)) => return Ok(found),
+        (None, _) => return Err("the segment does not begin with a CRC record".to_owned()),
+        (Some(chain), _) => chain,
+    };
+    let data = record.data.as_deref().unwrap_or_default();
+    let wanted = crc32c::crc32c_append(before, data);
+    match found == wanted {
+        true => Ok(wanted),
+        false => Err(format!("crc mismatch: {found:08x}, {wanted:08x} wanted")),
+    }
+}
+
+/// An index that another one can follow.
+fn in_range(index: Option<u64>) -> Result<u64, Problem> {
+    let index = index.unwrap_or_default();
+    match index < u64::MAX - 1 {
+        true => Ok(index),
+        false => Err(Problem::Record(format!("{index} is no index"))),
     }
 }
 
@@ -401,9 +592,7 @@ fn bytes_of(entry: &Entry) -> usize {
 /// Why a record refuses the start.
 enum Problem {
     Record(String),
-    Gap(String),
     OtherMember,
-    OtherTerm { mark: SnapshotMark, wanted: u64 },
 }
 
 impl Problem {
@@ -415,13 +604,7 @@ impl Problem {
                 offset,
                 problem,
             },
-            Self::Gap(problem) => Error::Gap { path, problem },
             Self::OtherMember => Error::MetadataConflict(path),
-            Self::OtherTerm { mark, wanted } => Error::SnapshotMismatch {
-                index: mark.index,
-                found: mark.term,
-                wanted,
-            },
         }
     }
 }

@@ -42,6 +42,9 @@ pub(crate) struct Segment<F> {
     pub name: Name,
     pub path: PathBuf,
     pub file: F,
+    /// Bytes of records in the segments before it, counted from the oldest one that was there when
+    /// the log was opened.
+    pub begin: u64,
 }
 
 /// Overwrites `from..to` with zeros and makes them durable. Real zeros and not a hole, so that a
@@ -64,13 +67,14 @@ pub(crate) struct Prepared<F> {
 }
 
 impl<F: VfsFile> Prepared<F> {
-    /// Makes it the segment `name` of `dir`. It gets the name only after its head is durable: a
-    /// crash leaves a whole segment or none.
+    /// Makes it the segment `name` of `dir`, behind `begin` bytes of others. It gets the name only
+    /// after its head is durable: a crash leaves a whole segment or none.
     pub(crate) fn begin<V: Vfs<File = F>>(
         self,
         vfs: &V,
         dir: &Path,
         name: Name,
+        begin: u64,
         head: &[u8],
     ) -> Result<Segment<F>, Error> {
         let written = self.file.write_at(head, 0);
@@ -84,6 +88,7 @@ impl<F: VfsFile> Prepared<F> {
             name,
             path,
             file: self.file,
+            begin,
         })
     }
 }

@@ -2,9 +2,11 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use proto::raftpb::{Entry, HardState};
+use proto::raftpb::{ConfState, Entry, HardState};
 
 use crate::{mem::Dice, *};
+
+mod truncation;
 
 const DIR: &str = "/data/wal";
 const OWNER: Metadata = Metadata {
@@ -34,12 +36,19 @@ fn state(term: u64, commit: u64) -> HardState {
     }
 }
 
+fn members(ids: &[u64]) -> ConfState {
+    ConfState {
+        voters: ids.to_vec(),
+        ..ConfState::default()
+    }
+}
+
 fn create<V: Vfs>(vfs: &Arc<V>, dir: &Path, options: Options) -> Wal<V> {
     Wal::create(Arc::clone(vfs), dir, OWNER, options).unwrap()
 }
 
 fn open<V: Vfs>(vfs: &Arc<V>, dir: &Path) -> Result<(Wal<V>, Recovered), Error> {
-    Wal::open(Arc::clone(vfs), dir, SnapshotMark::default(), SMALL)
+    Wal::open(Arc::clone(vfs), dir, 0, SMALL)
 }
 
 #[test]
@@ -62,8 +71,7 @@ fn what_was_written_is_found_on_a_real_disk() {
     assert_eq!(reader.read(40, 101, 1).unwrap(), entries[39..40]);
     assert_eq!(reader.read(40, 45, 700).unwrap().len(), 3);
     assert_eq!((reader.term(100), reader.term(101)), (Some(2), None));
-    let error = reader.read(0, 3, 1).unwrap_err().to_string();
-    assert!(error.contains("below 1 are no longer"), "{error}");
+    assert_eq!(reader.read(0, 3, 1).unwrap(), []);
     let error = reader.read(101, 102, 1).unwrap_err().to_string();
     assert!(error.contains("above 100 are not"), "{error}");
 
@@ -77,8 +85,11 @@ fn what_was_written_is_found_on_a_real_disk() {
     assert_eq!(recovered.entries, entries);
     assert_eq!(recovered.hard_state, state(2, 99));
     assert_eq!((recovered.metadata, wal.metadata()), (OWNER, OWNER));
+    assert_eq!(recovered.start, Start::default());
     assert_eq!(recovered.marks, [SnapshotMark::default()]);
     assert_eq!(recovered.repair, None);
+    drop(wal);
+    assert_eq!(Wal::metadata_of(&*vfs, &dir).unwrap(), OWNER);
     assert!(fs::read_dir(&dir).unwrap().count() > 5, "it was never cut");
 }
 
@@ -104,27 +115,42 @@ fn entries_are_replaced_and_gaps_refused() {
     let expected = [&first[..4], &[entry(5, 2, 10), entry(6, 2, 10)]].concat();
     assert_eq!(wal.reader().read(1, 7, usize::MAX).unwrap(), expected);
     let mark = SnapshotMark { index: 4, term: 1 };
-    wal.save_snapshot_mark(mark, proto::raftpb::ConfState::default())
-        .unwrap();
+    wal.save_snapshot_mark(mark, members(&[1])).unwrap();
+    for (index, term, says) in [
+        (
+            4,
+            9,
+            "a snapshot at 4 of term 9, which is of term 1 in the log",
+        ),
+        (7, 2, "a snapshot at 7 of a log of 1 to 6"),
+    ] {
+        let mark = SnapshotMark { index, term };
+        let error = wal.save_snapshot_mark(mark, members(&[1])).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let error = wal.append(&[entry(4, 2, 1)], None, true).unwrap_err();
+    let says = "entry 4 does not continue a log of 5 to 6";
+    assert!(error.to_string().contains(says), "{error}");
     drop(wal);
     let (wal, recovered) = open(&vfs, Path::new(DIR)).unwrap();
     assert_eq!(recovered.entries, expected);
     assert_eq!(recovered.marks, [SnapshotMark::default(), mark]);
     drop(wal);
 
-    let open_at = |index, term| {
-        let mark = SnapshotMark { index, term };
-        Wal::open(Arc::clone(&vfs), Path::new(DIR), mark, SMALL)
-    };
-    let (wal, recovered) = open_at(4, 1).unwrap();
-    assert_eq!(recovered.entries, expected[4..]);
-    assert_eq!((wal.first_index(), wal.last_index()), (5, 6));
-    assert_eq!(wal.reader().term(4), Some(1));
-    drop(wal);
-    let error = open_at(4, 9).err().unwrap().to_string();
-    assert!(error.contains("term 1 in the log, 9 wanted"), "{error}");
-    let error = open_at(3, 1).err().unwrap().to_string();
-    assert!(error.contains("snapshot not found"), "{error}");
+    for at_most in [4, 5, u64::MAX] {
+        let (wal, recovered) = Wal::open(Arc::clone(&vfs), Path::new(DIR), at_most, SMALL).unwrap();
+        assert_eq!(recovered.start.mark, mark);
+        assert_eq!(recovered.start.conf_state, members(&[1]));
+        assert_eq!(recovered.marks, [mark]);
+        // The record is nothing to a reader without it.
+        assert_eq!(recovered.hard_state.commit, Some(4));
+        assert_eq!(recovered.entries, expected[4..]);
+        assert_eq!((wal.first_index(), wal.last_index()), (5, 6));
+        assert_eq!(wal.reader().term(4), Some(1));
+        assert_eq!(wal.reader().read(4, 7, usize::MAX).unwrap(), []);
+    }
+    let (_, recovered) = Wal::open(vfs, Path::new(DIR), 3, SMALL).unwrap();
+    assert_eq!(recovered.start, Start::default());
 }
 
 /// One life of a log after another, each ended by a power cut that keeps any part of what was not
@@ -219,6 +245,9 @@ fn a_flipped_bit_never_passes() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (at % 8);
         fs::write(&file, &bytes).unwrap();
+        if let Ok(owner) = Wal::metadata_of(&*vfs, &dir) {
+            assert_eq!(owner, OWNER, "byte {at}");
+        }
         match open(&vfs, &dir) {
             Err(error) => {
                 found += 1;
@@ -243,6 +272,8 @@ fn a_missing_segment_is_named() {
         wal.append(&[entry(index, 1, 500)], None, true).unwrap();
     }
     drop(wal);
+    let error = Wal::metadata_of(&*vfs, folder.path()).unwrap_err();
+    assert!(error.to_string().contains("holds no segment"), "{error}");
     let mut names = vfs.list(&dir).unwrap();
     names.retain(|name| name.starts_with("0000000000000002-"));
     fs::remove_file(dir.join(&names[0])).unwrap();
@@ -313,8 +344,7 @@ fn a_log_is_reopened_at_once() {
     };
     drop(create(&vfs, &dir, options));
     for index in 1..=30 {
-        let from = SnapshotMark::default();
-        let (mut wal, _) = Wal::open(Arc::clone(&vfs), &dir, from, options).unwrap();
+        let (mut wal, _) = Wal::open(Arc::clone(&vfs), &dir, 0, options).unwrap();
         let large = entry(index, 1, 1 << 20);
         wal.append(&[large], None, true).unwrap();
     }
