@@ -284,14 +284,20 @@ fn we_read_what_etcd_receives() {
     for index in [61, 400] {
         let dir = folder.path().join(format!("wal{index}"));
         let path = dir.to_str().unwrap();
-        ran(&waltool(&["receive", path, "60", &index.to_string(), "3"]));
+        ran(&waltool(&[
+            "receive",
+            path,
+            "60",
+            &index.to_string(),
+            "3",
+            "10",
+        ]));
         let ours = both_read(&dir, index);
         assert_eq!((ours.start.mark, ours.entries.len()), (mark(index, 3), 10));
         let refused = Wal::open(Arc::new(OsVfs::new()), &dir, index - 1, OPTIONS);
         assert!(refused.is_err(), "entries are missing");
     }
-    // In the place of its last entries: etcd's package itself would give out those of the old
-    // history behind it, which raft never may see again.
+    // In the place of its last entries.
     let dir = folder.path().join("wal");
     ran(&waltool(&[
         "receive",
@@ -299,11 +305,28 @@ fn we_read_what_etcd_receives() {
         "60",
         "45",
         "3",
+        "10",
     ]));
-    let (_, recovered) = open(&dir, 45);
-    assert_eq!(recovered.start.mark, mark(45, 3));
-    let terms: Vec<_> = recovered.entries.iter().map(|e| e.term.unwrap()).collect();
+    let ours = both_read(&dir, 45);
+    let terms: Vec<_> = ours.entries.iter().map(|e| e.term.unwrap()).collect();
     assert_eq!(terms, [3; 10]);
+    // Before new ones are written, etcd gives out the old ones behind it, which raft must not see.
+    let dir = folder.path().join("none");
+    ran(&waltool(&[
+        "receive",
+        dir.to_str().unwrap(),
+        "60",
+        "45",
+        "3",
+        "0",
+    ]));
+    let etcds = read_by_etcd(&dir, mark(45, 3)).unwrap();
+    assert_eq!(etcds["entries"].as_array().unwrap().len(), 15);
+    let (_, recovered) = open(&dir, 45);
+    assert_eq!(
+        (recovered.start.mark, recovered.entries.len()),
+        (mark(45, 3), 0)
+    );
 }
 
 /// The log of a real etcd that took many snapshots and purged what they cover.

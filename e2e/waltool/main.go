@@ -5,8 +5,8 @@
 //	waltool write DIR ENTRIES                 makes a log of so many entries
 //	waltool append DIR INDEX TERM ENTRIES     opens a log at that snapshot record and goes on in it
 //	waltool truncate DIR ENTRIES              makes one, with snapshots, and purges what they cover
-//	waltool receive DIR ENTRIES INDEX TERM    makes one that a snapshot of another member ends, and
-//	                                          ten entries behind it
+//	waltool receive DIR ENTRIES INDEX TERM N  makes one that a snapshot of another member ends, and
+//	                                          N entries behind it
 //
 // It is a test's helper: it exits with 1 and etcd's error when etcd's package refuses.
 package main
@@ -62,8 +62,8 @@ func run(args []string) error {
 		return appendTo(dir, n[0], n[1], n[2])
 	case args[0] == "truncate" && len(n) == 1:
 		return truncate(dir, n[0])
-	case args[0] == "receive" && len(n) == 3:
-		return receive(dir, n[0], n[1], n[2])
+	case args[0] == "receive" && len(n) == 4:
+		return receive(dir, n[0], n[1], n[2], n[3])
 	}
 	return usage
 }
@@ -252,7 +252,7 @@ func truncate(dir string, n uint64) error {
 }
 
 // receive does what etcd does with a snapshot that its leader sent.
-func receive(dir string, n, index, term uint64) error {
+func receive(dir string, n, index, term, more uint64) error {
 	w, err := create(dir)
 	if err != nil {
 		return err
@@ -263,7 +263,13 @@ func receive(dir string, n, index, term uint64) error {
 	if err := snapshot(w, index, term); err != nil {
 		return err
 	}
-	if err := save(w, index+1, index+10, term, index); err != nil {
+	if more == 0 {
+		state := &raftpb.HardState{Term: &term, Vote: proto.Uint64(0), Commit: &index}
+		if err := w.Save(state, nil); err != nil {
+			return err
+		}
+	}
+	if err := save(w, index+1, index+more, term, index); err != nil {
 		return err
 	}
 	return w.Close()
