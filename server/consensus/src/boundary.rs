@@ -5,7 +5,7 @@ use proto::raftpb;
 use protobuf::ProtobufEnum;
 use raft::{
     RawNode, StateRole,
-    eraftpb::{Entry, Message, MessageType},
+    eraftpb::{ConfState, Entry, Message, MessageType},
 };
 
 use crate::{Error, codec, store::LogStore};
@@ -14,7 +14,10 @@ use crate::{Error, codec, store::LogStore};
 const MAX_INDEX: u64 = u64::MAX / 4;
 
 /// A message that raft can take, or why not.
-pub(crate) fn check(node: &RawNode<LogStore>, message: raftpb::Message) -> Result<Message, Error> {
+pub(crate) fn check(
+    node: &RawNode<LogStore>,
+    mut message: raftpb::Message,
+) -> Result<Message, Error> {
     use MessageType as T;
     let from = message.from.unwrap_or_default();
     let malformed = |problem| Err(Error::Malformed { from, problem });
@@ -27,12 +30,13 @@ pub(crate) fn check(node: &RawNode<LogStore>, message: raftpb::Message) -> Resul
         return malformed("no sender, or this member itself");
     }
     if message.r#type == Some(raftpb::MessageType::MsgSnap as i32) {
-        let metadata = message.snapshot.and_then(|snapshot| snapshot.metadata);
-        let index = metadata.and_then(|metadata| metadata.index);
-        return Err(Error::SnapshotUnsupported {
-            from,
-            index: index.unwrap_or_default(),
-        });
+        let sent = message.snapshot.as_mut();
+        let problem = metadata(sent.as_ref().and_then(|one| one.metadata.as_ref())).err();
+        if let Some(problem) = problem {
+            return malformed(problem);
+        }
+        // Nobody asks raft for it: what is installed was received beside it.
+        sent.map(|snapshot| snapshot.data.take());
     }
     let mut message =
         codec::message_in(message).map_err(|problem| Error::Malformed { from, problem })?;
@@ -59,6 +63,7 @@ pub(crate) fn check(node: &RawNode<LogStore>, message: raftpb::Message) -> Resul
         T::MsgPropose => proposal(node, &message)?,
         T::MsgReadIndex | T::MsgTransferLeader => known(node, from)?,
         T::MsgAppend => append(node, &message)?,
+        T::MsgSnapshot => snapshot(node, &message)?,
         T::MsgHeartbeat => heartbeat(node, &message)?,
         T::MsgAppendResponse => acknowledged(node, &message)?,
         _ => {}
@@ -104,8 +109,10 @@ fn append(node: &RawNode<LogStore>, message: &Message) -> Result<(), Error> {
         return Ok(());
     }
     let committed = raft.raft_log.committed;
+    // What was compacted cannot be compared, and raft does not look at it.
+    let kept = raft.raft_log.first_index() - 1..=committed;
     let differs = |entry: &&Entry| {
-        entry.index <= committed && !raft.raft_log.match_term(entry.index, entry.term)
+        kept.contains(&entry.index) && !raft.raft_log.match_term(entry.index, entry.term)
     };
     match message.entries.iter().find(differs) {
         Some(entry) => Err(Error::Diverged {
@@ -113,6 +120,68 @@ fn append(node: &RawNode<LogStore>, message: &Message) -> Result<(), Error> {
             index: entry.index,
         }),
         None => Ok(()),
+    }
+}
+
+/// Whether these numbers can belong to a snapshot. raft-rs panics about a membership that it cannot
+/// build, and about a commit index without an entry.
+pub(crate) fn metadata(metadata: Option<&raftpb::SnapshotMetadata>) -> Result<(), codec::Problem> {
+    let Some(metadata) = metadata else {
+        return Err("a snapshot without metadata");
+    };
+    let (index, term) = (
+        metadata.index.unwrap_or_default(),
+        metadata.term.unwrap_or_default(),
+    );
+    if index == 0 || term == 0 || index > MAX_INDEX || term > MAX_INDEX {
+        return Err("a snapshot whose index or term is out of range");
+    }
+    let none = raftpb::ConfState::default();
+    let members = metadata.conf_state.as_ref().unwrap_or(&none);
+    if !members.voters_outgoing.is_empty() || !members.learners_next.is_empty() {
+        return Err("a snapshot with a joint membership");
+    }
+    let mut ids: Vec<u64> = members.voters.clone();
+    ids.extend(&members.learners);
+    ids.sort_unstable();
+    if members.voters.is_empty() || ids[0] == 0 || ids.windows(2).any(|two| two[0] == two[1]) {
+        return Err("a snapshot without voters, or with a member that is none or named twice");
+    }
+    Ok(())
+}
+
+/// Whether `id` is a voter or a learner.
+pub(crate) fn is_member(members: &ConfState, id: u64) -> bool {
+    members.voters.contains(&id) || members.learners.contains(&id)
+}
+
+fn snapshot(node: &RawNode<LogStore>, message: &Message) -> Result<(), Error> {
+    let from = message.from;
+    let malformed = |problem| Err(Error::Malformed { from, problem });
+    let metadata = message.get_snapshot().get_metadata();
+    if metadata.term > message.term {
+        return malformed("a snapshot of a later term than its message's");
+    }
+    if !is_member(metadata.get_conf_state(), node.raft.id) {
+        // raft would say that it has it, and be sent it for ever.
+        return malformed("a snapshot in which this member is none");
+    }
+    if message.term < node.raft.term {
+        return Ok(());
+    }
+    let log = &node.raft.raft_log;
+    let committed = log.committed;
+    let diverged = |index| Err(Error::Diverged { from, index });
+    match metadata.index {
+        index if index > committed => match log.term(committed) {
+            Ok(term) if term > metadata.term => diverged(committed),
+            _ => Ok(()),
+        },
+        // Stale, and raft says so, if it is not of another log.
+        index if index + 1 >= log.first_index() && !log.match_term(index, metadata.term) => {
+            diverged(index)
+        }
+        _ => Ok(()),
     }
 }
 

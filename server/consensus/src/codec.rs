@@ -114,8 +114,44 @@ pub(crate) fn message_in(message: raftpb::Message) -> Result<eraftpb::Message, P
         reject: message.reject.unwrap_or_default(),
         reject_hint: message.reject_hint.unwrap_or_default(),
         context: message.context.unwrap_or_default(),
+        // Older etcds put an empty one into every message.
+        snapshot: match kind {
+            eraftpb::MessageType::MsgSnapshot => {
+                message.snapshot.map(snapshot_in).transpose()?.into()
+            }
+            _ => None.into(),
+        },
         ..eraftpb::Message::default()
     })
+}
+
+pub(crate) fn snapshot_in(snapshot: raftpb::Snapshot) -> Result<eraftpb::Snapshot, Problem> {
+    let metadata = snapshot.metadata.unwrap_or_default();
+    let members = conf_state_in(&metadata.conf_state.unwrap_or_default());
+    let mut translated = eraftpb::Snapshot {
+        data: snapshot.data.unwrap_or_default(),
+        ..eraftpb::Snapshot::default()
+    };
+    let inside = translated.mut_metadata();
+    inside.index = metadata.index.unwrap_or_default();
+    inside.term = metadata.term.unwrap_or_default();
+    inside.set_conf_state(members.ok_or("a snapshot with a joint membership")?);
+    Ok(translated)
+}
+
+pub(crate) fn metadata_out(metadata: &eraftpb::SnapshotMetadata) -> raftpb::SnapshotMetadata {
+    raftpb::SnapshotMetadata {
+        conf_state: Some(conf_state_out(metadata.get_conf_state())),
+        index: Some(metadata.index),
+        term: Some(metadata.term),
+    }
+}
+
+fn snapshot_out(snapshot: eraftpb::Snapshot) -> raftpb::Snapshot {
+    raftpb::Snapshot {
+        metadata: Some(metadata_out(snapshot.get_metadata())),
+        data: (!snapshot.data.is_empty()).then_some(snapshot.data),
+    }
 }
 
 /// Every number is written, zeros too, as etcd 3.6 does and as all read.
@@ -129,7 +165,7 @@ pub(crate) fn message_out(message: eraftpb::Message) -> raftpb::Message {
         index: Some(message.index),
         entries: message.entries.into_iter().map(entry_out).collect(),
         commit: Some(message.commit),
-        snapshot: None,
+        snapshot: message.snapshot.into_option().map(snapshot_out),
         reject: Some(message.reject),
         reject_hint: Some(message.reject_hint),
         context: (!message.context.is_empty()).then_some(message.context),
@@ -292,6 +328,36 @@ mod tests {
                 ..Default::default()
             };
             assert!(message_in(message).is_err());
+        }
+    }
+
+    #[test]
+    fn a_snapshot_survives_in_the_message_that_carries_one() {
+        let message = |kind, snapshot| raftpb::Message {
+            r#type: Some(kind),
+            from: Some(2),
+            snapshot,
+            ..Default::default()
+        };
+        let snapshot = raftpb::Snapshot {
+            data: Some(Bytes::from_static(b"{}")),
+            metadata: Some(raftpb::SnapshotMetadata {
+                conf_state: Some(raftpb::ConfState {
+                    voters: vec![1, 2],
+                    learners: vec![3],
+                    auto_leave: Some(false),
+                    ..Default::default()
+                }),
+                index: Some(7),
+                term: Some(4),
+            }),
+        };
+        let inside = message_in(message(7, Some(snapshot.clone()))).unwrap();
+        assert_eq!(message_out(inside).snapshot, Some(snapshot.clone()));
+        // Older etcds put an empty one into every message.
+        for stray in [raftpb::Snapshot::default(), snapshot] {
+            let inside = message_in(message(3, Some(stray))).unwrap();
+            assert_eq!(message_out(inside).snapshot, None);
         }
     }
 

@@ -5,13 +5,20 @@ use std::{cmp, collections::VecDeque};
 use bytes::Bytes;
 use proto::raftpb;
 use raft::{
-    Error as RaftError, RawNode, ReadOnlyOption, SnapshotStatus, StateRole,
+    Error as RaftError, RawNode, ReadOnlyOption, StateRole,
     eraftpb::{Entry, HardState, Message, MessageType},
 };
 
 use crate::{
-    Boot, Config, Error, FetchRequest, PeerStatus, Role, SoftState, Status, boundary, clock::Clock,
-    codec, fetch::Purpose, inflight::Inflight, logger, membership::Removed, reads::Reads,
+    Boot, Config, Error, FetchRequest, PeerStatus, Role, SoftState, Status, boundary,
+    clock::Clock,
+    codec,
+    fetch::Purpose,
+    inflight::Inflight,
+    logger,
+    membership::Removed,
+    reads::Reads,
+    snapshots::{Installs, Requests},
     store::LogStore,
 };
 
@@ -30,6 +37,8 @@ pub struct Driver {
     pub(crate) clock: Clock,
     pub(crate) reads: Reads,
     pub(crate) inflight: Inflight,
+    pub(crate) installs: Installs,
+    pub(crate) requests: Requests,
     pub(crate) stalled: bool,
     /// What raft last reported, to notice a change.
     pub(crate) reported: (SoftState, HardState),
@@ -87,6 +96,8 @@ impl Driver {
             config,
             reads: Reads::default(),
             inflight: Inflight::default(),
+            installs: Installs::default(),
+            requests: Requests::default(),
             stalled: false,
             reported,
             announced: false,
@@ -117,6 +128,7 @@ impl Driver {
         }
         self.ticked = true;
         if self.node.raft.state == StateRole::Leader {
+            self.requests.tick(self.config.election_ticks);
             self.node.tick();
             return;
         }
@@ -146,9 +158,13 @@ impl Driver {
     }
 
     /// raft-rs stands for election only with no committed membership change unapplied; it would
-    /// read all unapplied entries to find out. A member that is alone wins on the spot, which
-    /// raft-rs does only when all of its entries are durable.
+    /// read all unapplied entries to find out, and panic when they are gone with a snapshot that is
+    /// yet to be applied. A member that is alone wins on the spot, which raft-rs does only when all
+    /// of its entries are durable.
     fn may_campaign(&self) -> bool {
+        if self.installs.any() {
+            return false;
+        }
         let log = &self.node.raft.raft_log;
         let unstable = log.unstable_entries().iter();
         let mut in_memory = unstable.take_while(|entry| entry.index <= log.committed);
@@ -158,7 +174,7 @@ impl Driver {
         !pending && (!self.is_alone() || (durable && log.persisted == log.last_index()))
     }
 
-    fn usable(&self) -> Result<(), Error> {
+    pub(crate) fn usable(&self) -> Result<(), Error> {
         if self.removed.oneself {
             return Err(Error::Removed);
         }
@@ -203,7 +219,7 @@ impl Driver {
         self.propose_entries(vec![entry])
     }
 
-    fn own_fault(&self, problem: &'static str) -> Error {
+    pub(crate) fn own_fault(&self, problem: &'static str) -> Error {
         let from = self.node.raft.id;
         Error::Malformed { from, problem }
     }
@@ -248,6 +264,10 @@ impl Driver {
     /// Takes a message from another member. It may hold what the state machine cannot decode: the
     /// entries of a `MsgProp` are to be admitted by the caller first.
     ///
+    /// A `MsgSnap` comes when all that it stands for is there: it is handed out by its metadata
+    /// only, in [`crate::Append::snapshot`] and then in [`crate::Output::install`]. See
+    /// [`Driver::installing`] for whether it was needed.
+    ///
     /// # Errors
     /// The message was dropped. Only with [`Error::is_fatal`] must anything be done about it.
     pub fn step(&mut self, message: raftpb::Message) -> Result<(), Error> {
@@ -268,6 +288,7 @@ impl Driver {
                     return Err(Error::DiskBehind);
                 }
             }
+            MessageType::MsgSnapshot => return self.step_snapshot(message),
             // raft-rs panics when it forwards one that carries a term, as those from outside do.
             MessageType::MsgTransferLeader if self.node.raft.state != StateRole::Leader => {
                 return Err(Error::NoLeader);
@@ -304,11 +325,13 @@ impl Driver {
             self.node.on_persist_ready(number);
             let persisted = self.node.raft.raft_log.persisted;
             self.node.mut_store().persisted(persisted);
+            self.installs.durable(number);
         }
     }
 
     /// The state machine holds everything up to `index`, in memory at least. Membership changes up
-    /// to there must have gone through [`Driver::apply_conf_change`], or have been refused.
+    /// to there must have gone through [`Driver::apply_conf_change`], or have been refused. With an
+    /// [`crate::Output::install`] this is called before changes behind it are applied.
     pub fn applied(&mut self, index: u64) {
         let index = cmp::min(index, self.handed_out);
         while let Some((last, bytes)) = self.unapplied.front()
@@ -321,6 +344,7 @@ impl Driver {
             self.node.advance_apply_to(index);
             self.node.mut_store().applied(index);
         }
+        self.installs.applied(index);
     }
 
     /// The answer to [`crate::Output::fetch`]: the entries from `lo` on. None when the log no longer holds
@@ -390,17 +414,6 @@ impl Driver {
     pub fn report_unreachable(&mut self, id: u64) {
         if self.usable().is_ok() {
             self.node.report_unreachable(id);
-        }
-    }
-
-    /// A snapshot was received by `id`, or was not.
-    pub fn report_snapshot(&mut self, id: u64, ok: bool) {
-        if self.usable().is_ok() {
-            let status = match ok {
-                true => SnapshotStatus::Finish,
-                false => SnapshotStatus::Failure,
-            };
-            self.node.report_snapshot(id, status);
         }
     }
 

@@ -38,15 +38,16 @@ pub enum Error {
     /// The sender was removed from the cluster.
     #[error("raft: member {0:x} was removed")]
     RemovedPeer(u64),
-    /// Snapshots cannot be received yet.
-    #[error(
-        "raft: member {from:x} sent a snapshot at index {index}, which this version cannot receive"
-    )]
-    SnapshotUnsupported {
-        /// The leader that sent it.
-        from: u64,
-        /// The index that it stands for.
-        index: u64,
+    /// A snapshot came while earlier ones are yet to be applied.
+    #[error("raft: earlier snapshots are still being installed")]
+    Installing,
+    /// A snapshot for a member was not sent.
+    #[error("raft: a snapshot for member {to:x} was not sent: {problem}")]
+    SnapshotUnfit {
+        /// Whom it was for.
+        to: u64,
+        /// Why not.
+        problem: &'static str,
     },
     /// Too much is received and not on the disk yet.
     #[error("raft: too many entries wait for the disk")]

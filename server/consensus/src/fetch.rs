@@ -79,6 +79,14 @@ impl Fetches {
         self.unsent.pop_front()
     }
 
+    /// A snapshot took the place of the log: nothing of it is wanted any more.
+    pub(crate) fn forget(&mut self) {
+        *self = Self {
+            last_id: self.last_id,
+            ..Self::default()
+        };
+    }
+
     /// The request that `id` names, once.
     pub(crate) fn answered(&mut self, id: u64) -> Option<Purpose> {
         let found = self.pending.iter().position(|one| one.request.id == id)?;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Write {
     pub(crate) number: u64,
-    /// First and last index, when it holds entries.
+    /// First and last index, when it holds entries. A snapshot's first is 0: it replaces all.
     pub(crate) range: Option<(u64, u64)>,
     /// The term of the state that it holds, if it does.
     pub(crate) term: Option<u64>,
@@ -63,16 +63,27 @@ impl Inflight {
             .map(|(first, _)| first)
             .min();
         let replaced_from = replaced_from.unwrap_or(u64::MAX);
-        while self.durable > 0
-            && let Some(write) = self.writes.front()
-            && write.range.is_none_or(|(_, last)| last < replaced_from)
-        {
+        for write in self.writes.drain(..self.releasable(replaced_from)) {
             finished.number = Some(write.number);
             self.bytes -= write.bytes;
             self.durable -= 1;
-            self.writes.pop_front();
         }
         finished
+    }
+
+    /// How many of the durable writes raft may be told about. What came before a snapshot among
+    /// them counts for nothing.
+    fn releasable(&self, replaced_from: u64) -> usize {
+        let (mut count, mut held) = (0, false);
+        for (write, position) in self.writes.range(..self.durable).zip(1..) {
+            let stands = write.range.is_none_or(|(_, last)| last < replaced_from);
+            let is_snapshot = write.range.is_some_and(|(first, _)| first == 0);
+            held = !stands || (held && !is_snapshot);
+            if !held {
+                count = position;
+            }
+        }
+        count
     }
 }
 
@@ -106,6 +117,17 @@ mod tests {
         assert_eq!(all.finish(9), finished(Some(5), Some(50)));
         assert!(all.is_empty());
         assert_eq!(all.finish(9), finished(None, None));
+    }
+
+    #[test]
+    fn what_a_snapshot_replaces_waits_for_it() {
+        let mut all = inflight(&[(1, Some((8, 15))), (2, Some((0, 10))), (3, Some((11, 15)))]);
+        assert_eq!(all.finish(1), finished(None, Some(10)));
+        assert_eq!(all.finish(2), finished(Some(2), Some(20)));
+        assert_eq!(all.finish(3), finished(Some(3), Some(30)));
+        let mut all = inflight(&[(1, Some((0, 10))), (2, Some((0, 20)))]);
+        assert_eq!(all.finish(1), finished(None, Some(10)));
+        assert_eq!(all.finish(2), finished(Some(2), Some(20)));
     }
 
     #[test]

@@ -1,17 +1,16 @@
 //! Raft, as a plain struct: inputs go in, [`Output`]s come out, and nothing here blocks.
 //!
 //! Owns: the raft-rs node in its asynchronous form, the translation between etcd's messages and
-//! raft-rs's, the entries in memory, the clock of elections, what is refused at the boundary, and
-//! the rule that a member with a hung disk falls silent.
+//! raft-rs's, the entries in memory, the clock of elections, what is refused at the boundary, the
+//! steps of a snapshot on its way in and out, and the rule that a member with a hung disk falls
+//! silent.
 //!
-//! Must never know: sockets, files, threads, clocks, async runtimes, what an entry's bytes mean.
-//!
-//! Not here yet: receiving and sending snapshots. A received one is refused, and a peer that needs
-//! one is reported in [`Output::needs_snapshot`].
+//! Must never know: sockets, files, threads, clocks, async runtimes, what an entry's bytes or a
+//! snapshot's data mean.
 //!
 //! Start reading in `types.rs` (what goes in and out), then `driver.rs` (the inputs) and `outputs.rs`
-//! (`poll` is the heart), then `store.rs` (the log as raft sees it) and `boundary.rs` (what never
-//! reaches raft).
+//! (`poll` is the heart), then `store.rs` (the log as raft sees it), `snapshots.rs` (what replaces
+//! it) and `boundary.rs` (what never reaches raft).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -26,6 +25,7 @@ mod logger;
 mod membership;
 mod outputs;
 mod reads;
+mod snapshots;
 mod store;
 mod terms;
 mod types;

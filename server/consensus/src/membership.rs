@@ -19,7 +19,8 @@ pub(crate) struct Removed {
 impl Driver {
     /// Carries out a committed membership change, at the point where it is applied; returns the
     /// membership from then on. A change that apply refused must not come here: see
-    /// [`Driver::conf_state`].
+    /// [`Driver::conf_state`]. raft does not hear of one that was handed out before a snapshot that
+    /// it has taken meanwhile: there it is known.
     ///
     /// The removal of this member ends the driver: one more output may come, and after it none.
     ///
@@ -33,6 +34,12 @@ impl Driver {
             return Ok(self.conf_state());
         };
         let removes = change.r#type == Some(ConfChangeType::ConfChangeRemoveNode as i32);
+        if let Some(state) = self.installs.change(&translated) {
+            if removes && self.node.raft.prs().get(node_id).is_none() {
+                self.removed.peers.insert(node_id);
+            }
+            return Ok(state);
+        }
         let was_member = self.node.raft.prs().get(self.node.raft.id).is_some();
         if removes && node_id == self.node.raft.id && was_member {
             return Ok(self.leave(&translated));
@@ -46,9 +53,12 @@ impl Driver {
         Ok(codec::conf_state_out(&state))
     }
 
-    /// The membership now: the answer to a change that apply refused, which raft takes as applied
+    /// The membership where the state machine is: the answer to a change that apply refused, which raft takes as applied
     /// with [`Driver::applied`].
     pub fn conf_state(&self) -> ConfState {
+        if let Some(behind) = self.installs.behind() {
+            return behind.clone();
+        }
         codec::conf_state_out(&self.node.raft.prs().conf().to_conf_state())
     }
 

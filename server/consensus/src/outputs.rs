@@ -3,7 +3,10 @@
 use std::mem;
 
 use proto::raftpb;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{
+    StateRole,
+    eraftpb::{Entry, Message, MessageType, SnapshotMetadata},
+};
 
 use crate::{
     Append, Driver, Output, ReadReady, codec,
@@ -24,7 +27,10 @@ impl Driver {
             return None;
         }
         self.reads.release(&mut self.node);
-        let mut output = Output::default();
+        let mut output = Output {
+            install: self.hand_out_install(),
+            ..Output::default()
+        };
         let soft = soft_state(&self.node);
         if !self.announced || soft != self.reported.0 {
             output.soft = Some(soft);
@@ -35,10 +41,24 @@ impl Driver {
         }
         self.reported = (soft, self.node.raft.hard_state());
         self.write_commit(&mut output);
-        let store = self.node.store();
-        output.fetch = store.fetches.borrow_mut().next_unsent();
-        output.needs_snapshot = store.take_needs_snapshot();
+        output.fetch = self.node.store().fetches.borrow_mut().next_unsent();
+        output.needs_snapshot = self.needs_snapshot();
         (output != Output::default()).then_some(output)
+    }
+
+    fn hand_out_install(&mut self) -> Option<raftpb::SnapshotMetadata> {
+        let install = self.installs.hand_out()?;
+        self.handed_out = install.index.unwrap_or_default();
+        Some(install)
+    }
+
+    fn needs_snapshot(&mut self) -> Vec<u64> {
+        let wanted = self.node.store().take_needs_snapshot();
+        if self.node.raft.state != StateRole::Leader {
+            self.requests.clear();
+            return Vec::new();
+        }
+        self.requests.name(wanted)
     }
 
     /// raft's own answer, without entries that are not wanted now.
@@ -47,6 +67,7 @@ impl Driver {
         !raft.msgs.is_empty()
             || !raft.read_states.is_empty()
             || !raft.raft_log.unstable_entries().is_empty()
+            || raft.snap().is_some()
             || soft_state(&self.node) != self.reported.0
             || raft.hard_state() != self.reported.1
             || (self.takes_entries() && raft.raft_log.has_next_entries_since(self.handed_out))
@@ -69,6 +90,7 @@ impl Driver {
 
         let number = ready.number();
         let hard_state = ready.hs().cloned();
+        let snapshot = self.restart_log(ready.snapshot().get_metadata(), number);
         let entries = ready.take_entries();
         let must_sync = ready.must_sync();
         let mut send = ready.take_messages();
@@ -89,7 +111,15 @@ impl Driver {
         self.unwritten = hard_state.or(self.unwritten.take());
         let waits = !promises.is_empty() && !self.inflight.is_empty();
         if must_sync || waits {
-            self.write(output, entries, promises, (must_sync, bytes));
+            let append = Append {
+                number,
+                entries: entries.into_iter().map(codec::entry_out).collect(),
+                snapshot,
+                must_sync,
+                then_send: promises.into_iter().map(codec::message_out).collect(),
+                ..Append::default()
+            };
+            output.append = Some(self.write(append, bytes));
         } else {
             send.extend(promises);
             if self.inflight.is_empty() {
@@ -111,29 +141,33 @@ impl Driver {
         entries.into_iter().map(codec::entry_out).collect()
     }
 
-    fn write(
+    /// From now on raft's log begins behind the snapshot, when there is one.
+    fn restart_log(
         &mut self,
-        output: &mut Output,
-        entries: Vec<Entry>,
-        promises: Vec<Message>,
-        (must_sync, bytes): (bool, usize),
-    ) {
-        let ends = entries.first().zip(entries.last());
+        metadata: &SnapshotMetadata,
+        number: u64,
+    ) -> Option<raftpb::SnapshotMetadata> {
+        let (index, term) = (metadata.index, metadata.term);
+        if index == 0 {
+            return None;
+        }
+        self.node.mut_store().restart(index, term);
+        self.installs.written(number);
+        Some(codec::metadata_out(metadata))
+    }
+
+    fn write(&mut self, append: Append, bytes: usize) -> Append {
         let hard_state = self.unwritten.take();
         self.inflight.push(Write {
-            number: self.last_number,
-            range: ends.map(|(first, last)| (first.index, last.index)),
+            number: append.number,
+            range: range(&append),
             term: hard_state.as_ref().map(|state| state.term),
             bytes,
         });
-        output.append = Some(Append {
-            number: self.last_number,
-            entries: entries.into_iter().map(codec::entry_out).collect(),
+        Append {
             hard_state: hard_state.as_ref().map(codec::hard_state_out),
-            snapshot: None,
-            must_sync,
-            then_send: promises.into_iter().map(codec::message_out).collect(),
-        });
+            ..append
+        }
     }
 
     /// A commit index that no write has taken along goes by itself, once a tick.
@@ -146,6 +180,20 @@ impl Driver {
             hard_state: Some(codec::hard_state_out(&state)),
             ..Append::default()
         });
+    }
+}
+
+/// What a write replaces and holds: a snapshot replaces all.
+fn range(append: &Append) -> Option<(u64, u64)> {
+    let index = |entry: &raftpb::Entry| entry.index.unwrap_or_default();
+    let ends = append.entries.first().zip(append.entries.last());
+    let ends = ends.map(|(first, last)| (index(first), index(last)));
+    match &append.snapshot {
+        Some(snapshot) => {
+            let own = snapshot.index.unwrap_or_default();
+            Some((0, ends.map_or(own, |(_, last)| last)))
+        }
+        None => ends,
     }
 }
 

@@ -15,7 +15,7 @@ use raft::{
     eraftpb::{Entry, EntryType, HardState, Snapshot},
 };
 
-use crate::{Boot, Error, FetchRequest, codec, fetch::Fetches, terms::Terms};
+use crate::{Boot, Error, FetchRequest, TermRun, codec, fetch::Fetches, terms::Terms};
 
 /// What an entry weighs in memory besides its data.
 const ENTRY_OVERHEAD: usize = 128;
@@ -49,6 +49,8 @@ pub(crate) struct LogStore {
     apply_bytes: u64,
     pub(crate) gate: Cell<Gate>,
     pub(crate) fetches: RefCell<Fetches>,
+    /// A snapshot for the one member that raft is being asked to send to.
+    pub(crate) offer: Option<Snapshot>,
     needs_snapshot: RefCell<BTreeSet<u64>>,
 }
 
@@ -100,6 +102,7 @@ impl LogStore {
             apply_bytes,
             gate: Cell::new(Gate::Scan),
             fetches: RefCell::default(),
+            offer: None,
             needs_snapshot: RefCell::default(),
         };
         let tail: Result<Vec<_>, _> = boot.entries.into_iter().map(codec::entry_in).collect();
@@ -218,6 +221,20 @@ impl LogStore {
             self.first = first;
             self.terms.compact(first - 1);
         }
+    }
+
+    /// A snapshot takes the place of the log, which begins behind it from now on.
+    pub(crate) fn restart(&mut self, index: u64, term: u64) {
+        self.first = index + 1;
+        self.last = index;
+        self.terms = Terms::new(vec![TermRun { first: index, term }]);
+        self.cache.clear();
+        self.cached = 0;
+        // What was durable behind the snapshot was of another log.
+        self.persisted = cmp::min(self.persisted, index);
+        self.changes.clear();
+        self.changes_from = index + 1;
+        self.fetches.get_mut().forget();
     }
 
     /// The peers that raft wanted to send a snapshot to.
@@ -343,6 +360,9 @@ impl Storage for LogStore {
     }
 
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        if let Some(offer) = &self.offer {
+            return Ok(offer.clone());
+        }
         self.needs_snapshot.borrow_mut().insert(to);
         Err(RaftError::Store(
             StorageError::SnapshotTemporarilyUnavailable,

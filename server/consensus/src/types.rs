@@ -1,6 +1,6 @@
 //! What goes into the driver and what comes out.
 
-use proto::raftpb::{ConfState, Entry, HardState, Message, Snapshot};
+use proto::raftpb::{ConfState, Entry, HardState, Message, SnapshotMetadata};
 
 use crate::TermRun;
 
@@ -60,7 +60,8 @@ impl Config {
 ///
 /// A new cluster boots from a log that already holds one `ConfChangeAddNode` of term 1 for each
 /// member, with `HardState{term 1, commit n}`, nothing applied and an empty `conf_state`: the
-/// entries come out for apply like all others. A member that joins boots from the default.
+/// entries come out for apply like all others. A member that joins boots from the default. Behind a
+/// snapshot the log begins with the entry after it, and may be empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Boot {
     /// The last one written; its commit may lie below `applied`.
@@ -90,6 +91,12 @@ pub struct Output {
     pub send: Vec<Message>,
     /// To be written to the log, in the order of their numbers.
     pub append: Option<Append>,
+    /// A snapshot, written and durable, that takes the place of the state machine's content: a step
+    /// of apply like an entry, behind all that was handed out before and in front of `apply`.
+    /// Answer with [`crate::Driver::applied`], once it can be read; it must be durable before the
+    /// log drops anything behind it. After a crash before that, the caller installs it again
+    /// before it boots.
+    pub install: Option<SnapshotMetadata>,
     /// Committed entries, durable here; each is handed out once. Answer with
     /// [`crate::Driver::applied`].
     pub apply: Vec<Entry>,
@@ -99,8 +106,9 @@ pub struct Output {
     pub soft: Option<SoftState>,
     /// Entries to be read from the log. Answer with [`crate::Driver::fetched`].
     pub fetch: Option<FetchRequest>,
-    /// Peers whose next entry the log no longer holds. Sending a snapshot comes later; until then
-    /// they stay behind, and are named again with every attempt.
+    /// Peers whose next entry the log no longer holds. Answer with
+    /// [`crate::Driver::offer_snapshot`], or with [`crate::Driver::report_snapshot`] when there can
+    /// be none; who gets no answer is named again after an election timeout.
     pub needs_snapshot: Vec<u64>,
 }
 
@@ -113,8 +121,9 @@ pub struct Append {
     pub entries: Vec<Entry>,
     /// The new state, if it changed.
     pub hard_state: Option<HardState>,
-    /// A snapshot that replaces the log. Never set yet: receiving one is refused.
-    pub snapshot: Option<Snapshot>,
+    /// A snapshot that replaces the log, before `entries` are written: its next entry is the one
+    /// behind the snapshot, however long it was. Comes with a `hard_state`.
+    pub snapshot: Option<SnapshotMetadata>,
     /// Whether the write must be durable before `then_send` and `persisted`. Without it nothing of
     /// its own must be, but `then_send` and `persisted` still wait for all writes before it.
     pub must_sync: bool,

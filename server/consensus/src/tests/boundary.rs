@@ -2,7 +2,7 @@ use super::cluster::*;
 use crate::Error;
 use bytes::Bytes;
 use proptest::prelude::*;
-use proto::raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
+use proto::raftpb::{ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 fn entry(index: u64, term: u64, data: &'static str) -> Entry {
     Entry {
@@ -89,22 +89,115 @@ fn what_raft_or_etcd_could_not_take_is_refused() {
     assert_eq!(cluster.node(1).driver.step(of(4, 1)), Ok(()));
 }
 
+fn snapshot(index: u64, term: u64, voters: &[u64], learners: &[u64]) -> Message {
+    let conf_state = ConfState {
+        voters: voters.to_vec(),
+        learners: learners.to_vec(),
+        ..ConfState::default()
+    };
+    Message {
+        snapshot: Some(Snapshot {
+            data: None,
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(conf_state),
+                index: Some(index),
+                term: Some(term),
+            }),
+        }),
+        ..message(MessageType::MsgSnap)
+    }
+}
+
+fn with(mut message: Message, change: impl Fn(&mut SnapshotMetadata)) -> Message {
+    let snapshot = message.snapshot.as_mut().unwrap();
+    change(snapshot.metadata.as_mut().unwrap());
+    message
+}
+
+/// Each of these would make raft-rs panic, or have it acknowledge what it then has not.
+#[test]
+fn snapshots_that_raft_could_not_take_are_refused() {
+    let good = snapshot(9, 4, &[3, 1, 2], &[5]);
+    let joint = |members: &mut ConfState| members.voters_outgoing = vec![1];
+    let staged = |members: &mut ConfState| members.learners_next = vec![2];
+    let malformed = [
+        message(MessageType::MsgSnap),
+        Message {
+            snapshot: Some(Snapshot::default()),
+            ..message(MessageType::MsgSnap)
+        },
+        with(good.clone(), |metadata| metadata.conf_state = None),
+        with(good.clone(), |metadata| {
+            joint(metadata.conf_state.as_mut().unwrap())
+        }),
+        with(good.clone(), |metadata| {
+            staged(metadata.conf_state.as_mut().unwrap())
+        }),
+        // Without a term this index, of no entry, would match to raft-rs.
+        snapshot(9, 0, &[1, 2], &[]),
+        snapshot(0, 4, &[1, 2], &[]),
+        snapshot(0, 0, &[1, 2], &[]),
+        snapshot(u64::MAX, 4, &[1, 2], &[]),
+        snapshot(9, u64::MAX, &[1, 2], &[]),
+        snapshot(9, 51, &[1, 2], &[]),
+        snapshot(9, 4, &[], &[1]),
+        snapshot(9, 4, &[], &[]),
+        snapshot(9, 4, &[0, 1], &[]),
+        snapshot(9, 4, &[1], &[0]),
+        snapshot(9, 4, &[1, 2, 1], &[]),
+        snapshot(9, 4, &[1, 2], &[2]),
+        snapshot(9, 4, &[1], &[3, 3]),
+        snapshot(9, 4, &[2, 3], &[4]),
+        Message {
+            term: Some(0),
+            ..good.clone()
+        },
+        Message {
+            from: Some(1),
+            ..good.clone()
+        },
+    ];
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.cut_off = [2, 3].into();
+    for bad in malformed {
+        let before = cluster.node(1).driver.status();
+        let refused = cluster.node(1).driver.step(bad.clone());
+        let expected = matches!(refused, Err(Error::Malformed { from: 2 | 1, .. }));
+        assert!(expected, "{bad:?}: {refused:?}");
+        assert_eq!(cluster.node(1).driver.status(), before, "{bad:?}");
+    }
+    // Of another log: the entry there is another one, or one before it is newer.
+    let refused = cluster.node(1).driver.step(snapshot(3, 4, &[1], &[]));
+    assert_eq!(refused, Err(Error::Diverged { from: 2, index: 3 }));
+    assert_eq!(cluster.node(1).driver.step(good.clone()), Ok(()));
+    cluster.settle();
+    assert_eq!(cluster.node(1).installed, [9]);
+    let members = cluster.node(1).driver.conf_state();
+    assert_eq!((members.voters, members.learners), (vec![1, 2, 3], vec![5]));
+    let older = snapshot(10, 3, &[1], &[]);
+    let refused = cluster.node(1).driver.step(older);
+    assert_eq!(refused, Err(Error::Diverged { from: 2, index: 9 }));
+
+    // What is behind, and what comes from a leader of before, is nothing.
+    for stale in [
+        snapshot(4, 1, &[1], &[]),
+        snapshot(9, 4, &[1], &[]),
+        Message {
+            term: Some(49),
+            ..snapshot(30, 4, &[1], &[])
+        },
+    ] {
+        assert_eq!(cluster.node(1).driver.step(stale), Ok(()));
+        cluster.settle();
+        assert_eq!(cluster.node(1).driver.installing(), None);
+    }
+    assert_eq!(cluster.node(1).installed, [9]);
+}
+
 #[test]
 fn each_refusal_says_what_it_is() {
     let mut cluster = Cluster::new(&[1, 2, 3]);
     let step = |cluster: &mut Cluster, message| cluster.node(1).driver.step(message).unwrap_err();
-    let snapshot = Message {
-        snapshot: Some(Snapshot {
-            data: None,
-            metadata: Some(SnapshotMetadata {
-                index: Some(77),
-                ..SnapshotMetadata::default()
-            }),
-        }),
-        ..message(MessageType::MsgSnap)
-    };
-    let refused = step(&mut cluster, snapshot);
-    assert_eq!(refused, Error::SnapshotUnsupported { from: 2, index: 77 });
     for kind in [
         MessageType::MsgProp,
         MessageType::MsgReadIndex,
@@ -168,7 +261,19 @@ prop_compose! {
         (index, commit, reject, hint) in (0..12u64, 0..12u64, any::<bool>(), 0..20u64),
         terms in prop::collection::vec(0..9u64, 0..4),
         context in prop::sample::select(vec![&b""[..], b"CampaignTransfer", b"12345678"]),
+        voters in prop::sample::select(vec![&[1, 2, 3][..], &[1], &[2, 3], &[1, 2, 3, 4], &[]]),
+        learners in prop::sample::select(vec![&[][..], &[1], &[5]]),
     ) -> Message {
+        // Mostly a sound one: most others are refused.
+        let metadata = SnapshotMetadata {
+            conf_state: Some(ConfState {
+                voters: voters.to_vec(),
+                learners: learners.to_vec(),
+                ..ConfState::default()
+            }),
+            index: Some(hint),
+            term: Some(log_term.min(term)),
+        };
         let entries = (index + 1..).zip(terms).map(|(index, term)| entry(index, term, "x"));
         Message {
             r#type: Some(kind),
@@ -182,6 +287,10 @@ prop_compose! {
             reject: Some(reject),
             reject_hint: Some(hint),
             context: Some(Bytes::from_static(context)),
+            snapshot: Some(Snapshot {
+                data: None,
+                metadata: Some(metadata),
+            }),
             ..Message::default()
         }
     }

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message as _;
-use proto::raftpb::{ConfChange, ConfChangeType as Kind, ConfState, Entry, EntryType, Message};
+use proto::raftpb::{
+    ConfChange, ConfChangeType as Kind, ConfState, Entry, EntryType, Message, MessageType,
+    Snapshot, SnapshotMetadata,
+};
 
-use super::cluster::{Disk, boot, bootstrapped, change};
+use super::cluster::{Disk, Step, boot, bootstrapped, change, is, steps};
 use crate::{Append, Config, Driver, Error, Output, Role};
 
 const EVENTS: usize = 12_000;
@@ -47,7 +50,7 @@ struct Member {
     durable: Disk,
     state: State,
     flushed: State,
-    to_apply: Vec<Entry>,
+    to_apply: Vec<Step>,
     hangs: bool,
     age: usize,
 }
@@ -68,6 +71,9 @@ struct World {
     /// The least index that each read must have.
     reads: BTreeMap<u64, u64>,
     answered: usize,
+    /// What snapshots hold, by index. It does not travel with the messages.
+    saved: BTreeMap<u64, State>,
+    installed: usize,
 }
 
 impl World {
@@ -141,10 +147,11 @@ impl World {
             740..870 => self.tick(id),
             870..910 => self.propose(id),
             910..950 => self.read(id),
-            950..970 => {
+            950..962 => {
                 let member = self.member(id);
                 member.flushed = member.state.clone();
             }
+            962..970 => self.compact(id),
             970..974 => self.crash(id),
             974..980 => self.member(id).hangs ^= true,
             980..988 => {
@@ -169,7 +176,8 @@ impl World {
         }
     }
 
-    fn take(&mut self, id: u64, output: Output) {
+    fn take(&mut self, id: u64, mut output: Output) {
+        let steps = steps(&mut output);
         self.network.extend(output.send);
         for read in output.reads {
             let least = self.reads[&read.ctx];
@@ -178,11 +186,45 @@ impl World {
         }
         let member = self.member(id);
         member.writes.extend(output.append);
-        member.to_apply.extend(output.apply);
+        member.to_apply.extend(steps);
         if let Some(request) = output.fetch {
             // Only what was handed to the log and finished can be asked for.
             let entries = member.disk.read(&request);
             member.driver.fetched(request, entries).unwrap();
+        }
+        for peer in output.needs_snapshot {
+            self.offer(id, peer);
+        }
+    }
+
+    fn offer(&mut self, id: u64, peer: u64) {
+        let chance = self.draw(4);
+        let member = self.members.get_mut(&id).unwrap();
+        if chance == 0 {
+            // None can be made.
+            return member.driver.report_snapshot(peer, false);
+        }
+        let state = &member.state;
+        let mut metadata = SnapshotMetadata {
+            conf_state: Some(state.conf_state.clone()),
+            index: Some(state.applied),
+            term: self.history[&state.applied].0.term,
+        };
+        match self.saved.first_key_value() {
+            // An old one.
+            Some((&index, old)) if chance == 1 && index <= state.applied => {
+                metadata.conf_state = Some(old.conf_state.clone());
+                metadata.index = Some(index);
+                metadata.term = self.history[&index].0.term;
+            }
+            _ => drop(self.saved.insert(state.applied, state.clone())),
+        }
+        let snapshot = Snapshot {
+            data: None,
+            metadata: Some(metadata),
+        };
+        if let Err(refused) = member.driver.offer_snapshot(peer, snapshot) {
+            assert!(!matches!(refused, Error::Malformed { .. }), "{refused}");
         }
     }
 
@@ -195,15 +237,28 @@ impl World {
             0 => self.network[drawn].clone(),
             _ => self.network.remove(drawn),
         };
-        if self.draw(20) != 0 {
-            self.step(message);
+        match self.draw(20) {
+            0 => self.report(&message, false),
+            _ => self.step(message),
+        }
+    }
+
+    /// Who sends a snapshot hears what became of it.
+    fn report(&mut self, message: &Message, ok: bool) {
+        if is(message, MessageType::MsgSnap)
+            && let Some(sender) = self.members.get_mut(&message.from.unwrap())
+        {
+            let to = message.to.unwrap();
+            sender.driver.report_snapshot(to, ok);
         }
     }
 
     fn step(&mut self, message: Message) {
         let bytes = message.encode_to_vec();
         let (from, to) = (message.from.unwrap(), message.to.unwrap());
-        if self.cut_off.contains(&from) || self.cut_off.contains(&to) {
+        let cut_off = self.cut_off.contains(&from) || self.cut_off.contains(&to);
+        self.report(&message, !cut_off && self.members.contains_key(&to));
+        if cut_off {
             return;
         }
         let message = Message::decode(&bytes[..]).unwrap();
@@ -234,7 +289,21 @@ impl World {
         let take = self.draw(4);
         let member = self.members.get_mut(&id).unwrap();
         let take = take.min(member.to_apply.len());
-        for entry in member.to_apply.drain(..take) {
+        for step in member.to_apply.drain(..take) {
+            let entry = match step {
+                Step::Apply(entry) => entry,
+                Step::Install(snapshot) => {
+                    let index = snapshot.index.unwrap();
+                    assert!(index > member.state.applied);
+                    assert_eq!(snapshot.term, self.history[&index].0.term);
+                    assert_eq!(snapshot.conf_state.as_ref(), Some(&self.history[&index].1));
+                    member.state = self.saved[&index].clone();
+                    member.flushed = member.state.clone();
+                    member.driver.applied(index);
+                    self.installed += 1;
+                    continue;
+                }
+            };
             let index = entry.index.unwrap();
             assert_eq!(index, member.state.applied + 1);
             member.state.applied = index;
@@ -285,13 +354,36 @@ impl World {
         let _ = self.member(id).driver.read_index(ctx);
     }
 
-    fn crash(&mut self, id: u64) {
+    /// Drops entries that are applied for good.
+    fn compact(&mut self, id: u64) {
+        let applied = self.member(id).flushed.applied;
+        let kept = self.draw(8) as u64;
         let member = self.member(id);
+        let first = (applied + 1).saturating_sub(kept);
+        if first > member.disk.before.0 + 1 {
+            member.disk.compact(first);
+            member.durable.compact(first);
+            member.driver.compacted(first);
+        }
+    }
+
+    fn crash(&mut self, id: u64) {
+        let saved = &self.saved;
+        let member = self.members.get_mut(&id).unwrap();
         member.writes.clear();
         member.to_apply.clear();
         member.age = 0;
         member.disk = member.durable.clone();
         member.state = member.flushed.clone();
+        let received = member.disk.received.as_ref();
+        let received = received
+            .and_then(|snapshot| snapshot.index)
+            .unwrap_or_default();
+        if received > member.state.applied {
+            // Its installing was interrupted.
+            member.state = saved[&received].clone();
+            member.flushed = member.state.clone();
+        }
         let boot = boot(
             &member.disk,
             member.state.applied,
@@ -386,6 +478,7 @@ fn chaos_answers_reads_and_changes_members() {
     let world = run(8);
     assert!(world.answered > 10, "{}", world.answered);
     assert!(world.leaders.len() > 2, "{:?}", world.leaders);
+    assert!(world.installed > 0);
     let changes = world.history.values();
     let changes = changes.filter(|(entry, _)| entry.r#type == Some(1));
     assert!(changes.count() > 5);
@@ -395,8 +488,11 @@ fn chaos_answers_reads_and_changes_members() {
 #[test]
 fn chaos_forks_nothing_and_loses_nothing() {
     let runs = std::env::var("CAIRN_CHAOS").map_or(RUNS, |runs| runs.parse().unwrap());
+    let mut installed = 0;
     for seed in 0..runs {
         println!("seed {seed}");
-        run(seed);
+        installed += run(seed).installed;
     }
+    println!("{installed} snapshots were installed");
+    assert!(installed as u64 > runs, "{installed}");
 }

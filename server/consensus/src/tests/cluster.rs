@@ -6,10 +6,11 @@ use bytes::Bytes;
 use prost::Message as _;
 use proto::raftpb::{
     ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType,
+    Snapshot, SnapshotMetadata,
 };
 
 use crate::{
-    Append, Boot, Config, Driver, Error, FetchRequest, Output, ReadReady, Role, SoftState,
+    Append, Boot, Config, Driver, Error, FetchRequest, Output, ReadReady, Role, SoftState, TermRun,
 };
 
 /// Long enough for any election and what follows from it.
@@ -18,16 +19,28 @@ pub(super) const AN_ELECTION: usize = 60;
 /// What a log holds after a power cut.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
+    /// Index and term of the entry before the first.
+    pub(super) before: (u64, u64),
     pub(super) entries: Vec<Entry>,
     pub(super) hard_state: HardState,
+    /// The newest snapshot that was received.
+    pub(super) received: Option<SnapshotMetadata>,
 }
 
 impl Disk {
     pub(super) fn write(&mut self, append: &Append) {
+        if let Some(snapshot) = &append.snapshot {
+            assert!(append.must_sync);
+            assert!(append.hard_state.unwrap().commit >= snapshot.index);
+            self.entries.clear();
+            self.before = (snapshot.index.unwrap(), snapshot.term.unwrap());
+            self.received = Some(snapshot.clone());
+        }
         if let Some(first) = append.entries.first() {
             let kept = first.index.unwrap() - 1;
-            assert!(kept <= self.entries.len() as u64, "a gap in the log");
-            self.entries.truncate(kept as usize);
+            assert!(kept >= self.before.0, "written over a snapshot");
+            assert!(kept <= self.last().0, "a gap in the log");
+            self.entries.truncate((kept - self.before.0) as usize);
             self.entries.extend(append.entries.iter().cloned());
         }
         if let Some(state) = append.hard_state {
@@ -36,7 +49,11 @@ impl Disk {
     }
 
     pub(super) fn read(&self, request: &FetchRequest) -> Vec<Entry> {
-        let wanted = &self.entries[request.lo as usize - 1..request.hi as usize - 1];
+        if request.lo <= self.before.0 {
+            return Vec::new();
+        }
+        let at = |index| (index - self.before.0) as usize - 1;
+        let wanted = &self.entries[at(request.lo)..at(request.hi)];
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let first = bytes == 0;
@@ -45,6 +62,37 @@ impl Disk {
         };
         wanted.iter().take_while(fits).cloned().collect()
     }
+
+    /// Index and term of the last entry.
+    pub(super) fn last(&self) -> (u64, u64) {
+        let last = self.entries.last();
+        last.map_or(self.before, |last| {
+            (last.index.unwrap(), last.term.unwrap())
+        })
+    }
+
+    /// Drops the entries before `first`.
+    pub(super) fn compact(&mut self, first: u64) {
+        let dropped = first.saturating_sub(self.before.0 + 1) as usize;
+        for entry in self.entries.drain(..dropped) {
+            self.before = (entry.index.unwrap(), entry.term.unwrap());
+        }
+    }
+}
+
+/// A step of the state machine.
+pub(super) enum Step {
+    Install(SnapshotMetadata),
+    Apply(Entry),
+}
+
+/// The steps that an output asks for, in their order.
+pub(super) fn steps(output: &mut Output) -> impl Iterator<Item = Step> + use<> {
+    let entries = std::mem::take(&mut output.apply);
+    let install = output.install.take().map(Step::Install);
+    install
+        .into_iter()
+        .chain(entries.into_iter().map(Step::Apply))
 }
 
 pub(super) struct Node {
@@ -57,14 +105,25 @@ pub(super) struct Node {
     pub(super) oldest_write_age: usize,
     /// Entries are taken for apply but never finish.
     pub(super) apply_hangs: bool,
+    /// Nothing is taken for apply.
+    pub(super) apply_waits: bool,
+    /// Snapshots are not installed, and so nothing behind them is applied.
+    pub(super) install_waits: bool,
+    pub(super) steps: VecDeque<Step>,
     pub(super) refuses_changes: bool,
     pub(super) applied: u64,
+    pub(super) applied_term: u64,
     pub(super) conf_state: ConfState,
     pub(super) data: Vec<Bytes>,
     pub(super) reads: Vec<ReadReady>,
     pub(super) soft: Option<SoftState>,
     pub(super) fetches: usize,
     pub(super) needs_snapshot: Vec<u64>,
+    /// Whoever needs a snapshot is sent one.
+    pub(super) offers: bool,
+    /// What was received beside the messages, by index.
+    pub(super) received: BTreeMap<u64, Bytes>,
+    pub(super) installed: Vec<u64>,
 }
 
 impl Node {
@@ -77,22 +136,36 @@ impl Node {
             disk_hangs: false,
             oldest_write_age: 0,
             apply_hangs: false,
+            apply_waits: false,
+            install_waits: false,
+            steps: VecDeque::new(),
             refuses_changes: false,
             applied: 0,
+            applied_term: 0,
             conf_state: ConfState::default(),
             data: Vec::new(),
             reads: Vec::new(),
             soft: None,
             fetches: 0,
             needs_snapshot: Vec::new(),
+            offers: true,
+            received: BTreeMap::new(),
+            installed: Vec::new(),
         }
     }
 
     /// A power cut: unfinished writes are lost, what was applied is kept.
     pub(super) fn restart(&mut self) {
         self.writes.clear();
+        self.steps.clear();
         self.oldest_write_age = 0;
         self.soft = None;
+        // A snapshot in the log that is not in the state machine is installed before the start.
+        if let Some(snapshot) = self.disk.received.clone()
+            && snapshot.index.unwrap() > self.applied
+        {
+            self.install(&snapshot);
+        }
         let boot = boot(&self.disk, self.applied, self.conf_state.clone());
         self.driver = Driver::new(self.config.clone(), boot).unwrap();
     }
@@ -105,23 +178,80 @@ impl Node {
         self.driver.tick(self.oldest_write_age);
     }
 
-    fn take(&mut self, output: Output) -> Vec<Message> {
+    fn take(&mut self, mut output: Output) -> Vec<Message> {
+        self.steps.extend(steps(&mut output));
         self.reads.extend(output.reads);
         self.soft = output.soft.or(self.soft);
-        self.needs_snapshot.extend(output.needs_snapshot);
         self.writes.extend(output.append);
         if let Some(request) = output.fetch {
             self.fetches += 1;
             let entries = self.disk.read(&request);
             self.driver.fetched(request, entries).unwrap();
         }
-        for entry in output.apply {
-            self.apply(entry);
+        for peer in output.needs_snapshot {
+            self.needs_snapshot.push(peer);
+            if self.offers {
+                let snapshot = self.snapshot();
+                match self.driver.offer_snapshot(peer, snapshot) {
+                    // An answer of the member came between.
+                    Ok(()) | Err(Error::SnapshotUnfit { .. }) => {}
+                    Err(refused) => panic!("{refused}"),
+                }
+            }
+        }
+        self.run_steps();
+        output.send
+    }
+
+    /// What others are sent.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            data: Some(self.data.join(&b'\n').into()),
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(self.conf_state.clone()),
+                index: Some(self.applied),
+                term: Some(self.applied_term),
+            }),
+        }
+    }
+
+    /// Whether any was run.
+    fn run_steps(&mut self) -> bool {
+        let mut ran = false;
+        while !self.apply_waits
+            && let Some(step) = self.steps.pop_front()
+        {
+            match step {
+                Step::Install(snapshot) if self.install_waits => {
+                    self.steps.push_front(Step::Install(snapshot));
+                    return ran;
+                }
+                Step::Install(snapshot) => {
+                    self.install(&snapshot);
+                    self.driver.applied(self.applied);
+                }
+                Step::Apply(entry) => self.apply(entry),
+            }
+            ran = true;
         }
         if !self.apply_hangs {
             self.driver.applied(self.applied);
         }
-        output.send
+        ran
+    }
+
+    fn install(&mut self, snapshot: &SnapshotMetadata) {
+        let index = snapshot.index.unwrap();
+        assert!(index > self.applied);
+        let durable = self.disk.received.as_ref().and_then(|one| one.index);
+        assert!(durable >= Some(index), "installed before it was durable");
+        let data = self.received.get(&index).cloned().unwrap_or_default();
+        let lines = data.split(|byte| *byte == b'\n');
+        self.data = lines.map(Bytes::copy_from_slice).collect();
+        self.data.retain(|line| !line.is_empty());
+        (self.applied, self.applied_term) = (index, snapshot.term.unwrap());
+        self.conf_state = snapshot.conf_state.clone().unwrap();
+        self.installed.push(index);
     }
 
     fn apply(&mut self, entry: Entry) {
@@ -131,11 +261,8 @@ impl Node {
             self.applied + 1,
             "entries are applied once, in order"
         );
-        assert!(
-            index <= self.disk.entries.len() as u64,
-            "applied before it was durable"
-        );
-        self.applied = index;
+        assert!(index <= self.disk.last().0, "applied before it was durable");
+        (self.applied, self.applied_term) = (index, entry.term.unwrap());
         let data = entry.data.unwrap_or_default();
         if entry.r#type == Some(EntryType::EntryConfChange as i32) {
             let change = ConfChange::decode(data).unwrap();
@@ -161,15 +288,18 @@ impl Node {
 }
 
 pub(super) fn boot(disk: &Disk, applied: u64, conf_state: ConfState) -> Boot {
+    let (index, term) = disk.before;
+    let (last_index, last_term) = disk.last();
+    let run = TermRun { first: index, term };
     Boot {
         hard_state: disk.hard_state,
         conf_state,
         applied,
-        first_index: 1,
-        last_index: disk.entries.len() as u64,
-        last_term: disk.entries.last().map_or(0, |last| last.term.unwrap()),
+        first_index: index + 1,
+        last_index,
+        last_term,
         entries: disk.entries.clone(),
-        terms: Vec::new(),
+        terms: (index > 0).then_some(run).into_iter().collect(),
     }
 }
 
@@ -201,6 +331,7 @@ pub(super) fn bootstrapped(members: &[u64]) -> Disk {
             vote: Some(0),
             commit: Some(members.len() as u64),
         },
+        ..Disk::default()
     }
 }
 
@@ -211,6 +342,8 @@ pub(super) struct Cluster {
     pub(super) cut_off: BTreeSet<u64>,
     /// Messages that are lost.
     pub(super) loses: fn(&Message) -> bool,
+    /// Whether a sender hears what became of its snapshots.
+    pub(super) reports: bool,
     pub(super) sent: Vec<Message>,
 }
 
@@ -229,6 +362,7 @@ impl Cluster {
             network: VecDeque::new(),
             cut_off: BTreeSet::new(),
             loses: |_| false,
+            reports: true,
             sent: Vec::new(),
         };
         cluster.settle();
@@ -262,6 +396,7 @@ impl Cluster {
                     let send = node.take(output);
                     self.network.extend(send);
                 }
+                moved |= node.run_steps();
                 if let Some(send) = node.finish_write() {
                     moved = true;
                     self.network.extend(send);
@@ -282,19 +417,38 @@ impl Cluster {
             let (from, to) = (message.from.unwrap(), message.to.unwrap());
             self.sent.push(message.clone());
             let lost = self.cut_off.contains(&from) || self.cut_off.contains(&to);
-            if lost || (self.loses)(&message) {
-                continue;
+            let arrives = !lost && !(self.loses)(&message) && self.nodes.contains_key(&to);
+            if self.reports && is(&message, MessageType::MsgSnap) {
+                self.node(from).driver.report_snapshot(to, arrives);
             }
-            // Over the wire, as bytes.
-            let message = Message::decode(&message.encode_to_vec()[..]).unwrap();
-            if let Some(node) = self.nodes.get_mut(&to)
-                && let Err(refused) = node.driver.step(message)
-            {
-                assert!(!refused.is_fatal(), "{refused}");
-                assert!(!matches!(refused, Error::Malformed { .. }), "{refused}");
+            if arrives {
+                self.step(message);
             }
         }
         moved
+    }
+
+    /// Over the wire, as bytes.
+    pub(super) fn step(&mut self, message: Message) {
+        let mut message = Message::decode(&message.encode_to_vec()[..]).unwrap();
+        let node = self.nodes.get_mut(&message.to.unwrap()).unwrap();
+        if let Some(snapshot) = &mut message.snapshot {
+            let index = snapshot.metadata.as_ref().unwrap().index.unwrap();
+            let data = snapshot.data.take().unwrap_or_default();
+            node.received.insert(index, data);
+        }
+        if let Err(refused) = node.driver.step(message) {
+            assert!(!refused.is_fatal(), "{refused}");
+            assert!(!matches!(refused, Error::Malformed { .. }), "{refused}");
+        }
+    }
+
+    /// The log of `id` keeps no entry that is applied.
+    pub(super) fn compact(&mut self, id: u64) {
+        let node = self.node(id);
+        let first = node.applied + 1;
+        node.disk.compact(first);
+        node.driver.compacted(first);
     }
 
     pub(super) fn tick(&mut self) {

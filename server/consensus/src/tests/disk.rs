@@ -208,29 +208,56 @@ fn a_log_boots_from_its_tail_and_its_terms() {
     }
 }
 
+/// As after a snapshot that was received and installed, with nothing behind it yet.
 #[test]
-fn a_follower_behind_the_log_is_reported_and_nothing_panics() {
-    let mut cluster = Cluster::started(&[1, 2, 3]);
-    let leader = cluster.leader();
-    let away = leader % 3 + 1;
-    cluster.cut_off.insert(away);
-    for data in ["a", "b", "c"] {
-        cluster.propose(leader, data);
+fn a_log_boots_from_a_snapshot_alone() {
+    use crate::{Boot, TermRun};
+    use proto::raftpb::{ConfState, HardState};
+    let boot = Boot {
+        hard_state: HardState {
+            term: Some(5),
+            vote: Some(0),
+            commit: Some(40),
+        },
+        conf_state: ConfState {
+            voters: vec![7],
+            ..ConfState::default()
+        },
+        applied: 40,
+        entries: Vec::new(),
+        first_index: 41,
+        last_index: 40,
+        last_term: 3,
+        terms: vec![TermRun { first: 40, term: 3 }],
+    };
+    let mut driver = Driver::new(Config::new(7), boot.clone()).unwrap();
+    assert_eq!(driver.node.raft.raft_log.last_term(), 3);
+    driver.tick(0);
+    assert_eq!(driver.status().role, Role::Leader);
+    let append = driver.poll().unwrap().append.unwrap();
+    assert_eq!(append.entries[0].index, Some(41));
+    driver.persisted(append.number);
+    assert_eq!(driver.status().commit, 41);
+    let bad = [
+        Boot {
+            terms: Vec::new(),
+            ..boot.clone()
+        },
+        Boot {
+            last_term: 4,
+            ..boot.clone()
+        },
+        Boot {
+            applied: 39,
+            ..boot.clone()
+        },
+        Boot {
+            last_index: 39,
+            ..boot
+        },
+    ];
+    for boot in bad {
+        let refused = Driver::new(Config::new(7), boot.clone()).err();
+        assert!(matches!(refused, Some(Error::Boot(_))), "{boot:?}");
     }
-    let driver = &mut cluster.node(leader).driver;
-    // More than may be dropped: what is applied is the bound.
-    driver.compacted(u64::MAX);
-    let applied = driver.status().applied;
-    assert_eq!(driver.node.raft.raft_log.first_index(), applied + 1);
-    cluster.cut_off.clear();
-    cluster.ticks(AN_ELECTION);
-    assert!(cluster.node(leader).needs_snapshot.contains(&away));
-    assert_eq!(cluster.leader(), leader);
-    cluster.propose(leader, "d");
-    assert_eq!(cluster.node(leader).data.len(), 4);
-    assert_eq!(cluster.node(away).data.len(), 0);
-    // Failed sends are nothing new to it.
-    cluster.node(leader).driver.report_snapshot(away, false);
-    cluster.ticks(3);
-    assert_eq!(cluster.leader(), leader);
 }

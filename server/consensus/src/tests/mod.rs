@@ -8,6 +8,7 @@ mod election;
 mod membership;
 mod reads;
 mod replication;
+mod snapshots;
 
 /// The driver lives on a thread of its own, which is started with it.
 #[test]
