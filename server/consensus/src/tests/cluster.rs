@@ -275,7 +275,7 @@ impl Node {
         }
     }
 
-    fn finish_write(&mut self) -> Option<Vec<Message>> {
+    pub(super) fn finish_write(&mut self) -> Option<Vec<Message>> {
         if self.disk_hangs {
             return None;
         }

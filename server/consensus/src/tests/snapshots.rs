@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use proto::raftpb::{
-    ConfChangeType as Kind, ConfState, Message, MessageType, Snapshot, SnapshotMetadata,
+    ConfChangeType as Kind, ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata,
 };
 
 use super::cluster::*;
@@ -96,7 +96,7 @@ fn a_learner_joins_by_a_snapshot_and_is_promoted() {
     let learners = |cluster: &mut Cluster| cluster.node(9).driver.conf_state().learners;
     assert_eq!(learners(&mut cluster), [9]);
     cluster.change(Kind::ConfChangeAddNode, 9);
-    assert_eq!(learners(&mut cluster), []);
+    assert!(learners(&mut cluster).is_empty());
     // Now its vote counts.
     cluster.cut_off.insert(9);
     cluster.propose(1, "d");
@@ -177,7 +177,7 @@ fn a_snapshot_is_acknowledged_and_installed_when_it_is_durable() {
     assert_eq!(node.driver.installing(), Some(index));
     assert_eq!(node.writes[0].snapshot.as_ref().unwrap().index, Some(index));
     assert!(node.installed.is_empty() && node.steps.is_empty());
-    assert_eq!(acknowledgements(&cluster, away), []);
+    assert!(acknowledgements(&cluster, away).is_empty());
     cluster.node(away).disk_hangs = false;
     cluster.settle();
     assert_eq!(cluster.node(away).installed, [index]);
@@ -277,6 +277,77 @@ fn a_member_that_installs_follows_and_votes_and_does_not_stand_for_election() {
     let new = cluster.leader();
     cluster.propose(new, "z");
     assert_eq!(cluster.node(away).data.len(), 6);
+}
+
+#[test]
+fn a_snapshot_that_nobody_has_polled_keeps_its_member_from_standing() {
+    let (mut cluster, leader, away) = behind(3);
+    cluster.cut_off.clear();
+    let snapshot = intercept(&mut cluster, away);
+    let now = Message {
+        r#type: Some(MessageType::MsgTimeoutNow as i32),
+        snapshot: None,
+        ..snapshot.clone()
+    };
+    cluster.step(snapshot);
+    cluster.step(now);
+    let status = cluster.node(away).driver.status();
+    assert_eq!((status.role, status.leader), (Role::Follower, leader));
+}
+
+/// A tail that the snapshot replaces, and entries behind it, are on their way to the disk as well.
+#[test]
+fn a_snapshot_is_installed_before_what_follows_it_is_durable() {
+    let mut cluster = Cluster::new(&[1, 2, 3]);
+    cluster.cut_off = [2, 3].into();
+    let append = |term: u64, after: (u64, u64), last: u64| Message {
+        r#type: Some(MessageType::MsgApp as i32),
+        to: Some(1),
+        from: Some(2),
+        term: Some(term),
+        index: Some(after.0),
+        log_term: Some(after.1),
+        entries: (after.0 + 1..=last)
+            .map(|index| Entry {
+                r#type: Some(0),
+                term: Some(term),
+                index: Some(index),
+                data: Some(Bytes::from_static(b"x")),
+            })
+            .collect(),
+        commit: Some(0),
+        ..Message::default()
+    };
+    let snapshot = Message {
+        r#type: Some(MessageType::MsgSnap as i32),
+        to: Some(1),
+        from: Some(2),
+        term: Some(6),
+        snapshot: Some(snapshot_of(10, 6, &[1, 2, 3])),
+        ..Message::default()
+    };
+    cluster.node(1).disk_hangs = true;
+    for message in [append(5, (3, 1), 15), snapshot, append(6, (10, 6), 11)] {
+        cluster.step(message);
+        cluster.settle();
+    }
+    let node = cluster.node(1);
+    assert_eq!(node.writes.len(), 3);
+    assert!(node.writes[0].entries.len() == 12 && node.writes[1].snapshot.is_some());
+    for _ in 0..2 {
+        assert!(cluster.node(1).installed.is_empty());
+        let node = cluster.node(1);
+        node.disk_hangs = false;
+        node.finish_write().unwrap();
+        node.disk_hangs = true;
+        cluster.settle();
+    }
+    let node = cluster.node(1);
+    assert_eq!((&node.installed[..], node.writes.len()), (&[10][..], 1));
+    assert_eq!(node.driver.status().persisted, 10);
+    node.disk_hangs = false;
+    cluster.settle();
+    assert_eq!(cluster.node(1).driver.status().persisted, 11);
 }
 
 /// The first one is replaced before its write is handed out, before it is durable, or it is being
@@ -458,7 +529,7 @@ fn leadership_changes_while_a_snapshot_is_in_flight() {
     cluster.step(late.clone());
     cluster.settle();
     assert_eq!(cluster.node(away).driver.installing(), None);
-    assert_eq!(cluster.node(away).installed, []);
+    assert!(cluster.node(away).installed.is_empty());
     cluster.loses = |_| false;
     // A report to who no longer leads, and to who leads about what it did not send.
     cluster.node(old).driver.report_snapshot(away, true);
