@@ -56,6 +56,11 @@ pub enum OpenError {
         /// Who asks for it.
         wanted: String,
     },
+    /// The database that was to be built is the one in use.
+    InUse {
+        /// The database.
+        path: PathBuf,
+    },
     /// RocksDB refused.
     Engine(EngineError),
 }
@@ -91,6 +96,12 @@ impl fmt::Display for OpenError {
                  whole log",
                 path.display()
             ),
+            Self::InUse { path } => write!(
+                f,
+                "{} is the database in use, and cannot be built anew; import what was made at a \
+                 later entry, or move the engine's folder away",
+                path.display()
+            ),
             Self::Engine(cause) => cause.fmt(f),
         }
     }
@@ -101,7 +112,10 @@ impl std::error::Error for OpenError {
         match self {
             Self::Io { cause, .. } => Some(cause),
             Self::Engine(cause) => Some(cause),
-            Self::Damaged { .. } | Self::Newer { .. } | Self::Foreign { .. } => None,
+            Self::Damaged { .. }
+            | Self::Newer { .. }
+            | Self::Foreign { .. }
+            | Self::InUse { .. } => None,
         }
     }
 }
@@ -155,16 +169,101 @@ pub(crate) fn database(folder: &Path) -> Result<PathBuf, OpenError> {
     if let Some(database) = in_use(folder)? {
         return Ok(database);
     }
-    let pointer = folder.join(POINTER);
     if let Some(parent) = folder.parent() {
         sync_folder(parent)?;
     }
     let database = folder.join(FIRST);
-    fs::create_dir_all(&database).map_err(failed("create the folder", &database))?;
-    let format = format!("{FORMAT_VERSION}\n");
-    write_whole(&database.join(FORMAT), &database, &format)?;
-    write_whole(&pointer, folder, &format!("{FIRST}\n"))?;
+    make(&database)?;
+    point_to(folder, FIRST)?;
     Ok(database)
+}
+
+/// Makes a database folder, in the format of this build.
+fn make(database: &Path) -> Result<(), OpenError> {
+    fs::create_dir_all(database).map_err(failed("create the folder", database))?;
+    let format = format!("{FORMAT_VERSION}\n");
+    write_whole(&database.join(FORMAT), database, &format)
+}
+
+/// Takes a database into use. Its name and all that is in it must be durable.
+fn point_to(folder: &Path, name: &str) -> Result<(), OpenError> {
+    write_whole(&folder.join(POINTER), folder, &format!("{name}\n"))
+}
+
+/// The folder of a database that is to be built beside the one in use, new and empty: what an
+/// earlier attempt left of it is removed first.
+///
+/// A crash at any step leaves a folder that the pointer does not name, for [`sweep`].
+pub(crate) fn beside(folder: &Path, index: u64) -> Result<PathBuf, OpenError> {
+    let database = folder.join(format!("{index:016x}"));
+    if in_use(folder)?.as_ref() == Some(&database) {
+        return Err(OpenError::InUse { path: database });
+    }
+    remove(&database)?;
+    make(&database)?;
+    sync_folder(folder)?;
+    Ok(database)
+}
+
+/// Takes a database into use, by one rename: a crash leaves this one in use or the one before.
+/// What the database holds must be durable.
+pub(crate) fn switch(database: &Path) -> Result<(), OpenError> {
+    check_format(database)?;
+    let name = database.file_name().and_then(|name| name.to_str());
+    match (database.parent(), name) {
+        (Some(folder), Some(name)) if is_name(name) => {
+            // The name of the database, before the pointer that relies on it.
+            sync_folder(folder)?;
+            point_to(folder, name)
+        }
+        _ => Err(OpenError::Damaged {
+            path: database.to_owned(),
+            found: name.unwrap_or_default().to_owned(),
+        }),
+    }
+}
+
+/// Removes databases that are not in use: what a crash left of one that was being built, or of
+/// one before a switch. No other process may have the folder open.
+pub(crate) fn sweep(folder: &Path) -> Result<(), OpenError> {
+    let Some(used) = in_use(folder)? else {
+        return Ok(());
+    };
+    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
+    for entry in entries {
+        let path = entry.map_err(failed("list", folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(is_name) && path != used {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a database that is closed, if another one is in use. What cannot be removed now is
+/// left for [`sweep`].
+pub(crate) fn discard(database: &Path) {
+    let folder = database.parent();
+    if let Some(Ok(Some(used))) = folder.map(in_use)
+        && used != database
+    {
+        let _ = remove(database);
+    }
+}
+
+fn remove(database: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(database) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", database)(cause))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is the name of a database.
+fn is_name(name: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.len() == NAME_LENGTH && name.bytes().all(hex)
 }
 
 /// The database that the pointer names, in a format that this build knows.
@@ -173,8 +272,7 @@ fn in_use(folder: &Path) -> Result<Option<PathBuf>, OpenError> {
     let Some(name) = read_line(&pointer)? else {
         return Ok(None);
     };
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if name.len() != NAME_LENGTH || !name.bytes().all(hex) {
+    if !is_name(&name) {
         return Err(OpenError::Damaged {
             path: pointer,
             found: name,
@@ -183,6 +281,11 @@ fn in_use(folder: &Path) -> Result<Option<PathBuf>, OpenError> {
     let database = folder.join(name);
     check_format(&database)?;
     Ok(Some(database))
+}
+
+/// Whether there is an engine in `folder`.
+pub fn exists(folder: &Path) -> bool {
+    folder.join(POINTER).exists()
 }
 
 /// Looks whether the engine in `folder` could be opened, and changes nothing: for who must not
@@ -275,6 +378,100 @@ mod tests {
             assert!(error.contains(says), "{error}");
             let kept = fs::read_to_string(folder.path().join(file)).unwrap();
             assert_eq!(kept, content, "the refused file was changed");
+        }
+    }
+
+    /// The databases in a folder, the one in use with a star.
+    fn databases(folder: &Path) -> String {
+        let used = in_use(folder).unwrap().unwrap();
+        let paths = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+        let mut names: Vec<String> = paths
+            .filter(|path| path.is_dir())
+            .map(|path| {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let name = name.trim_start_matches('0');
+                format!("{name}{}", if path == used { "*" } else { "" })
+            })
+            .collect();
+        names.sort();
+        names.join(" ")
+    }
+
+    #[test]
+    fn one_database_takes_the_place_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let first = database(folder).unwrap();
+        let next = beside(folder, 0x1f).unwrap();
+        assert_eq!(databases(folder), "* 1f");
+        fs::write(next.join("left"), "").unwrap();
+        assert_eq!(beside(folder, 0x1f).unwrap(), next);
+        assert!(!next.join("left").exists(), "an earlier attempt is left");
+        assert_eq!(database(folder).unwrap(), first);
+        switch(&next).unwrap();
+        assert_eq!(databases(folder), " 1f*");
+        let error = beside(folder, 0x1f).unwrap_err().to_string();
+        assert!(error.contains("is the database in use"), "{error}");
+        sweep(folder).unwrap();
+        assert_eq!(databases(folder), "1f*");
+        assert_eq!(database(folder).unwrap(), next);
+        assert!(switch(&folder.join("elsewhere")).is_err());
+        assert_eq!(databases(folder), "1f*");
+    }
+
+    #[test]
+    fn only_what_is_not_in_use_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        claim(folder, "member 1").unwrap();
+        sweep(folder).unwrap();
+        let first = database(folder).unwrap();
+        let next = beside(folder, 7).unwrap();
+        discard(&first);
+        assert_eq!(databases(folder), "* 7", "the one in use is gone");
+        fs::write(folder.join("a file of the operator"), "").unwrap();
+        fs::create_dir(folder.join("a folder")).unwrap();
+        discard(&next);
+        sweep(folder).unwrap();
+        assert_eq!(databases(folder), "* a folder");
+        claim(folder, "member 1").unwrap();
+    }
+
+    /// A crash between any two steps of a switch: the files are what the steps before it leave.
+    #[test]
+    fn a_crash_within_a_switch_leaves_one_database_in_use() {
+        // A folder without its files, with its format only, with rows too.
+        for step in 0..5 {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path();
+            let first = database(folder).unwrap();
+            let next = folder.join("0000000000000009");
+            fs::create_dir(&next).unwrap();
+            if step >= 1 {
+                fs::write(next.join("CAIRN_FORMAT.tmp"), "").unwrap();
+            }
+            if step >= 2 {
+                make(&next).unwrap();
+            }
+            if step >= 3 {
+                // The draft of the pointer, torn.
+                fs::write(folder.join("CURRENT.tmp"), "00000").unwrap();
+            }
+            if step >= 4 {
+                switch(&next).unwrap();
+            }
+            let (used, other) = match step {
+                4 => (next, first),
+                _ => (first, next),
+            };
+            assert_eq!(database(folder).unwrap(), used, "step {step}");
+            sweep(folder).unwrap();
+            assert_eq!(database(folder).unwrap(), used, "step {step}");
+            assert!(used.exists() && !other.exists(), "step {step}");
+            if other.ends_with("0000000000000009") {
+                switch(&beside(folder, 9).unwrap()).unwrap();
+                assert_eq!(database(folder).unwrap(), other);
+            }
         }
     }
 

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The pointer lets a database be built beside the one that serves and take its place by one
-//! rename.
+//! rename ([`RocksEngine::build`], [`RocksEngine::switch`]). A database that the pointer does not
+//! name is removed when its last reader goes, or by the next start.
 //!
 //! RocksDB runs without its own write-ahead log and with atomic flush: what a crash takes, it
 //! takes from the end and in whole batches, and the raft log brings it back. Nobody else may flush
@@ -26,5 +27,5 @@ mod layout;
 mod manifest;
 mod rocks;
 
-pub use layout::{FORMAT_VERSION, OpenError, check, claim};
+pub use layout::{FORMAT_VERSION, OpenError, check, claim, exists};
 pub use rocks::{Options, RocksEngine, RocksSnapshot};

@@ -1,6 +1,9 @@
 //! The database: options, reads, snapshots, batches, flushes.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use mvcc::{Cursor, Direction, Engine, EngineError, Family, Op, Read, WriteBatch};
@@ -52,8 +55,26 @@ impl Default for Options {
 }
 
 /// [`mvcc::Engine`] on RocksDB.
+///
+/// When the last of an engine and its snapshots goes and another database is in use, the
+/// database is removed from the disk: it was replaced, or was built and not taken.
 pub struct RocksEngine {
-    db: Arc<DB>,
+    database: Arc<Database>,
+}
+
+/// An open database. The order of its fields counts: it is closed first.
+struct Database {
+    db: DB,
+    place: Place,
+}
+
+/// Where a database lies.
+struct Place(PathBuf);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        layout::discard(&self.0);
+    }
 }
 
 impl RocksEngine {
@@ -63,7 +84,34 @@ impl RocksEngine {
     /// A folder in a newer format, a damaged one, one that another process has open, and whatever
     /// the disk refuses. Nothing is changed then.
     pub fn open(folder: &Path, options: &Options) -> Result<Self, OpenError> {
-        let path = layout::database(folder)?;
+        let engine = Self::open_database(layout::database(folder)?, options)?;
+        // No other process is at work here now: it would hold the lock of the database in use.
+        layout::sweep(folder)?;
+        Ok(engine)
+    }
+
+    /// Opens a new, empty database beside the one in use in `folder`, for the state at an entry of
+    /// the log; see [`RocksEngine::switch`]. What an earlier attempt at this entry left is
+    /// removed. Dropped before it is taken into use, it is removed too.
+    ///
+    /// # Errors
+    /// When the database in use is of this very entry, and whatever the disk refuses.
+    pub fn build(folder: &Path, index: u64, options: &Options) -> Result<Self, OpenError> {
+        Self::open_database(layout::beside(folder, index)?, options)
+    }
+
+    /// Makes all that was written durable and takes this database into use, in the place of the
+    /// one it was built beside. A crash leaves one or the other in use. The other serves its
+    /// readers on, and is removed with the last of them or by the next start.
+    ///
+    /// # Errors
+    /// Whatever the disk refuses. Which of the two the next start finds is then not known.
+    pub fn switch(&self) -> Result<(), OpenError> {
+        self.flush_all(true)?;
+        layout::switch(&self.database.place.0)
+    }
+
+    fn open_database(path: PathBuf, options: &Options) -> Result<Self, OpenError> {
         let repaired = manifest::repair(&path);
         repaired.map_err(layout::failed("repair the manifest in", &path))?;
         // Not every file system takes direct I/O; where it does, flushes and compactions stay out
@@ -75,13 +123,20 @@ impl RocksEngine {
         let db = db.map_err(|cause| {
             EngineError::new(format!("open the database {}", path.display()), cause)
         })?;
-        Ok(Self { db: Arc::new(db) })
+        let place = Place(path);
+        Ok(Self {
+            database: Arc::new(Database { db, place }),
+        })
+    }
+
+    fn db(&self) -> &DB {
+        &self.database.db
     }
 
     fn sum_of(&self, property: &str) -> u64 {
         let of = |family| {
-            let handle = handle(&self.db, family)?;
-            let value = self.db.property_int_value_cf(handle, property);
+            let handle = handle(self.db(), family)?;
+            let value = self.db().property_int_value_cf(handle, property);
             value.map_err(|cause| EngineError::new(format!("read the property {property}"), cause))
         };
         // Both are figures for decisions about when to flush and for metrics: a missing one is 0.
@@ -269,11 +324,11 @@ impl Cursor for RocksCursor<'_> {
 
 impl Read for RocksEngine {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        get(&self.db, family, key, &ReadOptions::default())
+        get(self.db(), family, key, &ReadOptions::default())
     }
 
     fn multi_get(&self, family: Family, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, EngineError> {
-        multi_get(&self.db, family, keys, &ReadOptions::default())
+        multi_get(self.db(), family, keys, &ReadOptions::default())
     }
 
     fn scan<'a>(
@@ -284,7 +339,7 @@ impl Read for RocksEngine {
         direction: Direction,
     ) -> Result<Box<dyn Cursor + 'a>, EngineError> {
         let options = ReadOptions::default();
-        scan(&self.db, options, family, lower, upper, direction)
+        scan(self.db(), options, family, lower, upper, direction)
     }
 }
 
@@ -292,11 +347,11 @@ impl Read for RocksEngine {
 // the two can move together.
 #[allow(unsafe_code)]
 mod held {
-    use super::{Arc, DB, Snapshot, self_cell};
+    use super::{Arc, Database, Snapshot, self_cell};
 
     self_cell! {
         pub(super) struct Held {
-            owner: Arc<DB>,
+            owner: Arc<Database>,
             #[covariant]
             dependent: Snapshot,
         }
@@ -317,7 +372,7 @@ impl RocksSnapshot {
     }
 
     fn db(&self) -> &DB {
-        self.held.borrow_owner()
+        &self.held.borrow_owner().db
     }
 }
 
@@ -345,7 +400,8 @@ impl Engine for RocksEngine {
     type Snapshot = RocksSnapshot;
 
     fn snapshot(&self) -> Result<RocksSnapshot, EngineError> {
-        let held = held::Held::new(Arc::clone(&self.db), |db| db.snapshot());
+        let database = Arc::clone(&self.database);
+        let held = held::Held::new(database, |database| database.db.snapshot());
         Ok(RocksSnapshot {
             held: Arc::new(held),
         })
@@ -356,33 +412,33 @@ impl Engine for RocksEngine {
         for op in &batch.ops {
             match op {
                 Op::Put { family, key, value } => {
-                    rows.put_cf(handle(&self.db, *family)?, key, value);
+                    rows.put_cf(handle(self.db(), *family)?, key, value);
                 }
-                Op::Delete { family, key } => rows.delete_cf(handle(&self.db, *family)?, key),
+                Op::Delete { family, key } => rows.delete_cf(handle(self.db(), *family)?, key),
             }
         }
         let mut options = WriteOptions::default();
         // The raft log is the log.
         options.disable_wal(true);
-        let written = self.db.write_opt(rows, &options);
+        let written = self.db().write_opt(rows, &options);
         written.map_err(|cause| EngineError::new("write a batch", cause))
     }
 
     fn flush_all(&self, wait: bool) -> Result<(), EngineError> {
         let families: Result<Vec<_>, _> = Family::ALL
             .into_iter()
-            .map(|family| handle(&self.db, family))
+            .map(|family| handle(self.db(), family))
             .collect();
         let mut options = FlushOptions::default();
         options.set_wait(wait);
-        let flushed = self.db.flush_cfs_opt(&families?, &options);
+        let flushed = self.db().flush_cfs_opt(&families?, &options);
         flushed.map_err(|cause| EngineError::new("flush all families", cause))
     }
 
     fn persisted(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::Persisted);
-        get(&self.db, family, key, &options)
+        get(self.db(), family, key, &options)
     }
 
     fn unflushed_bytes(&self) -> u64 {
@@ -400,8 +456,8 @@ impl Engine for RocksEngine {
         // RocksDB's own compactions go on beside it: writes must not wait for this one.
         options.set_exclusive_manual_compaction(false);
         for family in Family::ALL {
-            let handle = handle(&self.db, family)?;
-            self.db
+            let handle = handle(self.db(), family)?;
+            self.db()
                 .compact_range_cf_opt(handle, None::<&[u8]>, None::<&[u8]>, &options);
         }
         Ok(())
@@ -455,7 +511,7 @@ mod tests {
         /// What the files hold while the engine still runs is what a killed process leaves; closing
         /// the engine first would let it flush.
         fn crash(&mut self, engine: RocksEngine) -> RocksEngine {
-            let old = engine.db.path().parent().unwrap().to_owned();
+            let old = engine.db().path().parent().unwrap().to_owned();
             let new = self.folder();
             copy(&old, &new);
             drop(engine);
@@ -499,6 +555,79 @@ mod tests {
         assert_eq!(row.as_deref(), Some(&b"1"[..]));
     }
 
+    fn row(engine: &impl Read) -> Option<Bytes> {
+        engine.get(Family::Cur, b"a").unwrap()
+    }
+
+    fn with_row(engine: RocksEngine, value: &'static str) -> RocksEngine {
+        let mut batch = WriteBatch::default();
+        batch.put(Family::Cur, "a", value);
+        engine.write(&batch).unwrap();
+        engine
+    }
+
+    #[test]
+    fn an_engine_that_was_built_takes_the_place_of_the_one_that_serves() {
+        let mut bench = on_disk();
+        let folder = bench.folder();
+        layout::claim(&folder, "member 1").unwrap();
+        let options = Options::default();
+        let old = with_row(RocksEngine::open(&folder, &options).unwrap(), "old");
+        old.flush_all(true).unwrap();
+        let old_path = old.db().path().to_owned();
+        let new = with_row(RocksEngine::build(&folder, 12, &options).unwrap(), "new");
+        assert_eq!(row(&old).unwrap(), "old");
+        let crashed = bench.folder();
+        copy(&folder, &crashed);
+        new.switch().unwrap();
+        let snapshot = old.snapshot().unwrap();
+        drop(old);
+        assert_eq!(row(&snapshot).unwrap(), "old", "a reader lost its engine");
+        assert!(old_path.exists());
+        // What a process leaves that died now, with both open.
+        let switched = bench.folder();
+        copy(&folder, &switched);
+        drop(snapshot);
+        assert!(!old_path.exists(), "nobody reads the old one any more");
+        drop(new);
+        for (folder, expected) in [(folder, "new"), (switched, "new"), (crashed, "old")] {
+            let engine = RocksEngine::open(&folder, &options).unwrap();
+            assert_eq!(row(&engine).unwrap(), expected);
+            let left = fs::read_dir(&folder).unwrap();
+            let left = left.filter(|entry| entry.as_ref().unwrap().path().is_dir());
+            assert_eq!(left.count(), 1, "a database that is not in use was left");
+            layout::claim(&folder, "member 1").unwrap();
+            assert!(layout::claim(&folder, "member 2").is_err());
+        }
+    }
+
+    #[test]
+    fn an_engine_that_is_not_taken_leaves_nothing() {
+        let mut bench = on_disk();
+        let folder = bench.folder();
+        let options = Options::default();
+        let old = with_row(RocksEngine::open(&folder, &options).unwrap(), "old");
+        for _ in 0..2 {
+            let built = RocksEngine::build(&folder, 12, &options).unwrap();
+            assert_eq!(row(&built), None, "it is not empty");
+            let built = with_row(built, "new");
+            let path = built.db().path().to_owned();
+            built.flush_all(true).unwrap();
+            drop(built);
+            assert!(!path.exists());
+        }
+        let snapshot = old.snapshot().unwrap();
+        drop(old);
+        drop(snapshot);
+        let old = RocksEngine::open(&folder, &options).unwrap();
+        assert!(old.db().path().exists());
+        // The first database is that of entry 0.
+        assert!(matches!(
+            RocksEngine::build(&folder, 0, &options),
+            Err(OpenError::InUse { .. })
+        ));
+    }
+
     #[test]
     fn a_damaged_row_is_an_error_and_not_a_missing_one() {
         let mut bench = on_disk();
@@ -512,7 +641,7 @@ mod tests {
         batch.put(Family::Key, "a", value);
         engine.write(&batch).unwrap();
         engine.flush_all(true).unwrap();
-        let path = engine.db.path().to_owned();
+        let path = engine.db().path().to_owned();
         drop(engine);
 
         let tables = fs::read_dir(&path)

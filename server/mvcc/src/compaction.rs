@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Rows that one step looks at: about a millisecond.
-const STEP_ROWS: usize = 512;
+const STEP_ROWS: usize = if cfg!(test) { 7 } else { 512 };
 
 /// What a compaction step left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

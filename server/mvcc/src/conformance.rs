@@ -7,12 +7,17 @@
 // Every failure here is a failed test, and says which promise was broken.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use proto::etcdserverpb::{DeleteRangeRequest, PutRequest};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::engine::{Direction, Engine, Family, Op, Read, WriteBatch};
+use crate::{
+    Import, MemEngine, MemSnapshot, Store, View,
+    engine::{Direction, Engine, Family, Op, Read, WriteBatch},
+    import::is_own,
+};
 
 /// How the suite gets engines of the kind under test.
 pub trait Bench {
@@ -35,6 +40,9 @@ const FLUSH_AFTER: [u8; 2] = [2, 4];
 /// Random batches compared with the model, and a seed that makes every run the same.
 const RANDOM_BATCHES: usize = 200;
 const SEED: u64 = 0x00ca_1234;
+/// Changes of the store that is imported, and the rows of one batch of the import.
+const IMPORTED_CHANGES: usize = 800;
+const IMPORT_BATCH: usize = 60;
 
 /// Runs the whole suite.
 pub fn check<B: Bench>(bench: &mut B) {
@@ -46,6 +54,7 @@ pub fn check<B: Bench>(bench: &mut B) {
     for calls in 0..=script_calls() {
         a_crash_leaves_a_prefix(bench, calls);
     }
+    an_import_is_the_store_it_came_from(bench);
 }
 
 fn put(family: Family, key: &'static str, value: &'static str) -> Op {
@@ -245,6 +254,94 @@ fn flushed_bytes_leave_memory<E: Engine>(engine: &E) {
     let after = engine.unflushed_bytes();
     assert!(after < before, "{after} bytes after the flush of {before}");
     assert!(engine.disk_bytes() > 0);
+}
+
+/// A store with a history, half of it compacted.
+fn store_to_import() -> Store<MemEngine> {
+    let mut store = Store::open(Arc::new(MemEngine::new())).unwrap();
+    let mut rng = StdRng::seed_from_u64(SEED);
+    for n in 0..IMPORTED_CHANGES {
+        let mut writer = store.begin();
+        let key = Bytes::from(format!("{}", rng.random_range(0..300)));
+        if n == 0 {
+            let lease = crate::rows::lease_key(1);
+            writer.put_row(Family::Lease, lease, "1".into()).unwrap();
+        } else if rng.random_bool(0.2) {
+            let request = DeleteRangeRequest {
+                key,
+                ..DeleteRangeRequest::default()
+            };
+            writer.delete_range(&request).unwrap();
+        } else {
+            let length = if rng.random_bool(0.1) { 2000 } else { 20 };
+            let request = PutRequest {
+                key,
+                value: vec![7; length].into(),
+                lease: i64::from(rng.random_bool(0.1)),
+                ..PutRequest::default()
+            };
+            writer.put(&request).unwrap();
+        }
+        if n == IMPORTED_CHANGES / 2 {
+            writer.compact(writer.revision()).unwrap();
+        }
+        writer.commit().unwrap();
+    }
+    while store.compaction_pending() {
+        store.compaction_step().unwrap();
+    }
+    store
+}
+
+/// Imports a part of the rows of `key`; all of them for `None`.
+fn import<E: Engine>(engine: &E, view: &View<MemSnapshot>, part: Option<usize>) {
+    let all = |family| rows(view.snapshot(), family, b"", None, Direction::Ascending);
+    let meta = all(Family::Meta).into_iter();
+    let meta = meta.filter(|(key, _)| !is_own(Family::Meta, key)).collect();
+    let mut import = Import::begin(engine, meta).unwrap();
+    import.batch_rows = IMPORT_BATCH;
+    for (key, value) in all(Family::Lease) {
+        import.row(Family::Lease, key, value).unwrap();
+    }
+    let versions = all(Family::Key).into_iter();
+    for (key, value) in versions.take(part.unwrap_or(usize::MAX)) {
+        import.version(key, value).unwrap();
+    }
+    if part.is_none() {
+        import.finish().unwrap();
+    }
+}
+
+fn an_import_is_the_store_it_came_from<B: Bench>(bench: &mut B) {
+    let store = store_to_import();
+    let view = store.view();
+    let engine = bench.open();
+    import(&engine, &view, Some(3 * IMPORT_BATCH));
+    engine.flush_all(true).unwrap();
+    let engine = bench.crash(engine);
+    assert!(
+        Store::open(Arc::new(engine)).is_err(),
+        "a part of an import was taken for a store"
+    );
+    let engine = bench.open();
+    import(&engine, &view, None);
+    // All of it is durable by then.
+    let engine = bench.crash(engine);
+    let imported = Store::open(Arc::new(engine)).unwrap().view();
+    let rows_of = |mut all: Model| {
+        // How keys lie in the buckets of counts depends on how they came.
+        all.retain(|(family, key), _| *family != Family::Count && !is_own(*family, key));
+        all
+    };
+    assert_eq!(
+        rows_of(contents(imported.snapshot())),
+        rows_of(contents(view.snapshot()))
+    );
+    assert_eq!(imported.key_count(), view.key_count());
+    assert_eq!(imported.size_in_use(), view.size_in_use());
+    for at in [view.compact_revision(), view.revision()] {
+        assert_eq!(imported.hash_kv(at), view.hash_kv(at));
+    }
 }
 
 /// The n-th batch of the script: a marker first, then rows of other families that say the same.

@@ -21,6 +21,8 @@ const BUCKET_KEYS: u32 = 512;
 const SPARSE_KEYS: u32 = 64;
 /// Two buckets with at most so many keys together may become one.
 const JOINED_KEYS: u32 = 256;
+/// How many keys a bucket of an imported store begins with: room for some more, and few buckets.
+pub(crate) const IMPORTED_KEYS: u32 = BUCKET_KEYS / 4 * 3;
 /// A chunk with more buckets is split in two.
 const CHUNK_BUCKETS: usize = 256;
 
@@ -221,7 +223,8 @@ impl Chunk {
     }
 }
 
-fn encode(keys: u32) -> Bytes {
+/// The value of a row.
+pub(crate) fn encode(keys: u32) -> Bytes {
     Bytes::copy_from_slice(&keys.to_be_bytes())
 }
 

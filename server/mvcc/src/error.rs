@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+
 use crate::engine::EngineError;
 
 /// The first four are answers to a client, in etcd's words. The others end the process.
@@ -19,6 +21,15 @@ pub enum Error {
     Engine(EngineError),
     /// A row does not hold what the store writes there.
     Damaged(String),
+    /// A row that is to be imported is none that etcd writes.
+    Foreign {
+        /// The bucket.
+        bucket: &'static str,
+        /// The key of the row.
+        key: Bytes,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -30,6 +41,16 @@ impl fmt::Display for Error {
             Self::KeyNotFound => f.write_str("key not found"),
             Self::Engine(error) => error.fmt(f),
             Self::Damaged(what) => write!(f, "mvcc: damaged data: {what}"),
+            Self::Foreign {
+                bucket,
+                key,
+                reason,
+            } => write!(
+                f,
+                "the row \"{}\" of bucket {bucket} is none that etcd leaves: {reason}; take a new \
+                 snapshot, of a member that serves, or compact the store there first",
+                key.escape_ascii()
+            ),
         }
     }
 }
@@ -45,6 +66,9 @@ impl From<EngineError> for Error {
 impl Error {
     /// Whether it is an answer to a client; otherwise the process must end.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, Self::Engine(_) | Self::Damaged(_))
+        !matches!(
+            self,
+            Self::Engine(_) | Self::Damaged(_) | Self::Foreign { .. }
+        )
     }
 }

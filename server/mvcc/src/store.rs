@@ -12,7 +12,7 @@ use proto::{
 use crate::{
     compaction::{CompactionHash, Compactions},
     counts::Counts,
-    engine::{Engine, Family, Read, WriteBatch},
+    engine::{Direction, Engine, Family, Read, WriteBatch},
     error::Error,
     hash::{KEPT_HASHES, KeyValueHash},
     reader::{Reader, decode_row_key},
@@ -49,7 +49,16 @@ impl<E: Engine> Store<E> {
         let snapshot = engine.snapshot()?;
         let counters = match snapshot.get(Family::Meta, rows::COUNTERS_KEY)? {
             Some(row) => Counters::decode(&row)?,
-            None => Counters::EMPTY,
+            // Every batch has them: rows without are an import that was not finished.
+            None => match first_used(&snapshot)? {
+                Some(family) => {
+                    return Err(Error::Damaged(format!(
+                        "family {} has rows, and the store's counters are missing",
+                        family.name()
+                    )));
+                }
+                None => Counters::EMPTY,
+            },
         };
         let scheduled = compact_row(&snapshot, rows::SCHEDULED_COMPACT)?;
         let finished = compact_row(&snapshot, rows::FINISHED_COMPACT)?;
@@ -65,6 +74,14 @@ impl<E: Engine> Store<E> {
             view,
             compactions: Compactions::resume(finished, scheduled),
         })
+    }
+
+    /// Goes on as another store, which holds a later state of the same history. The hashes that are
+    /// kept of compactions stay.
+    pub fn replace(&mut self, mut next: Self) {
+        next.view.hashes = Arc::clone(&self.view.hashes);
+        next.compactions.deleted = self.compactions.deleted;
+        *self = next;
     }
 
     /// The state after the last batch.
@@ -242,6 +259,17 @@ impl<S: Read> View<S> {
     pub fn compaction_hashes(&self) -> Vec<KeyValueHash> {
         self.hashes.lock().clone()
     }
+}
+
+/// The first family that has a row.
+pub(crate) fn first_used<R: Read>(rows: &R) -> Result<Option<Family>, Error> {
+    for family in Family::ALL {
+        let cursor = rows.scan(family, b"", None, Direction::Ascending)?;
+        if cursor.valid() {
+            return Ok(Some(family));
+        }
+    }
+    Ok(None)
 }
 
 /// A compaction's revision in family `meta`; -1 without.

@@ -22,8 +22,8 @@ use proto::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    CompactionProgress, Error, EventKind, Family, KeyValueHash, MemEngine, RevisionEvents, Store,
-    View,
+    CompactionProgress, Error, EventKind, Family, Import, KeyValueHash, MemEngine, MemSnapshot,
+    RevisionEvents, Store, View, is_own,
     revision::{Revision, RowKey},
     rows,
 };
@@ -258,11 +258,21 @@ impl Model {
             }
         }
         self.compacted = revision;
-        let stays = |at: Revision| at.main > revision || keep.contains(&at);
+        // A tombstone at the revision stays also when a put follows in the same transaction, which
+        // the static check does not see of a range that ends in one zero byte.
+        let stays = |row: RowKey| {
+            let main = row.revision.main;
+            main > revision || (row.tombstone && main == revision) || keep.contains(&row.revision)
+        };
         self.rows
-            .retain(|key, _| stays(RowKey::decode(key).unwrap().revision));
+            .retain(|key, _| stays(RowKey::decode(key).unwrap()));
         for versions in self.keys.values_mut() {
-            versions.retain(|(at, _)| stays(*at));
+            versions.retain(|(revision, kv)| {
+                stays(RowKey {
+                    revision: *revision,
+                    tombstone: kv.is_none(),
+                })
+            });
         }
         self.keys.retain(|_, versions| !versions.is_empty());
         Ok(())
@@ -373,7 +383,7 @@ impl Pair {
         }
     }
 
-    fn check_view(&mut self, view: &View<crate::MemSnapshot>) {
+    fn check_view(&mut self, view: &View<MemSnapshot>) {
         for _ in 0..12 {
             let r = self.range_request();
             let expected = self.model.range(&r);
@@ -407,7 +417,7 @@ impl Pair {
         );
     }
 
-    fn check_history(&mut self, view: &View<crate::MemSnapshot>) {
+    fn check_history(&mut self, view: &View<MemSnapshot>) {
         let from = self.rng.random_range(0..self.model.revision + 2);
         if from < self.model.compacted {
             assert_eq!(view.history(from, 1), Err(Error::Compacted));
@@ -664,6 +674,11 @@ impl Pair {
         let snapshot = view.snapshot();
         let rows = all_rows(snapshot, Family::Key);
         let model = self.model.rows.clone().into_iter().collect::<Vec<_>>();
+        let keys = |rows: &[(Vec<u8>, Vec<u8>)]| -> Vec<RowKey> {
+            let keys = rows.iter().map(|(key, _)| RowKey::decode(key));
+            keys.map(Option::unwrap).collect()
+        };
+        assert_eq!(keys(&rows), keys(&model), "the rows of family key");
         assert_eq!(rows, model, "the rows of family key");
         // Nothing that compaction should have taken is left in the history.
         for (key, _) in all_rows(snapshot, Family::Hist) {
@@ -685,6 +700,67 @@ impl Pair {
         self.check_history(&view);
     }
 
+    /// Goes on with an import of what etcd has of the store.
+    fn import(&mut self) {
+        let old = Store::open(self.engine.clone()).unwrap().view();
+        let engine = import(old.snapshot(), |_| true);
+        let store = Store::open(engine.clone()).unwrap();
+        let new = store.view();
+        for family in Family::ALL {
+            let filter = |(key, value): (Vec<u8>, Vec<u8>)| match family {
+                Family::Count => None,
+                // Where an interrupted compaction will take them up anew.
+                Family::Hist if store.compaction_pending() => {
+                    let (_, superseding) = rows::decode_hist_key(&key).unwrap();
+                    (superseding.main > old.compacted).then_some((key, value))
+                }
+                Family::Meta if is_own(family, &key) => None,
+                _ => Some((key, value)),
+            };
+            let [before, after] = [&old, &new].map(|view| {
+                let rows = all_rows(view.snapshot(), family).into_iter();
+                rows.filter_map(filter).collect::<Vec<_>>()
+            });
+            assert_eq!(after, before, "family {}", family.name());
+        }
+        assert_eq!(new.revision(), old.revision());
+        assert_eq!(new.size_in_use(), old.size_in_use());
+        assert_eq!(new.size(), new.size_in_use());
+        for at in self.model.compacted.max(1)..=self.model.revision {
+            assert_eq!(new.hash_kv(at), old.hash_kv(at), "at {at}");
+        }
+        self.go_on_with(engine, store);
+    }
+
+    /// The same of a store whose compaction an etcd has begun: it takes all that is superseded,
+    /// in the order of revisions.
+    fn import_interrupted(&mut self) {
+        let until = Revision {
+            main: self.rng.random_range(0..=self.model.revision),
+            sub: self.rng.random_range(0..3),
+        };
+        let model = &self.model;
+        let stays = |row: RowKey| {
+            row.revision >= until
+                || row.revision.main > model.compacted
+                || model.rows.contains_key(&row.encode()[..])
+        };
+        let old = self.store.view();
+        let engine = import(old.snapshot(), stays);
+        let store = Store::open(engine.clone()).unwrap();
+        self.go_on_with(engine, store);
+        self.finish_compaction();
+    }
+
+    fn go_on_with(&mut self, engine: Arc<MemEngine>, store: Store<MemEngine>) {
+        self.engine = engine;
+        self.store.replace(store);
+        let view = self.store.view();
+        assert_eq!(view.compact_revision(), self.model.compacted);
+        self.check_view(&view);
+        self.check_history(&view);
+    }
+
     fn restart(&mut self) {
         self.store = Store::open(self.engine.clone()).unwrap();
         self.model.hashes.clear();
@@ -694,7 +770,34 @@ impl Pair {
     }
 }
 
-fn all_rows(rows: &crate::MemSnapshot, family: Family) -> Vec<(Vec<u8>, Vec<u8>)> {
+/// All that etcd has of a store, imported in small batches.
+fn import(rows: &MemSnapshot, wanted: impl Fn(RowKey) -> bool) -> Arc<MemEngine> {
+    let engine = Arc::new(MemEngine::default());
+    let bytes = |family| {
+        let rows = all_rows(rows, family).into_iter();
+        rows.map(|(key, value)| (Bytes::from(key), Bytes::from(value)))
+    };
+    let meta = bytes(Family::Meta).filter(|(key, _)| !is_own(Family::Meta, key));
+    let mut import = Import::begin(&*engine, meta.collect()).unwrap();
+    import.batch_rows = 5;
+    for (key, value) in bytes(Family::Lease) {
+        import.row(Family::Lease, key, value).unwrap();
+    }
+    for (key, value) in bytes(Family::Key) {
+        if wanted(RowKey::decode(&key).unwrap()) {
+            import.version(key, value).unwrap();
+        }
+        // Nobody can take for a store what was not finished.
+        let opened = Store::open(engine.clone());
+        let written = engine.unflushed_batches() > 0;
+        assert_eq!(opened.is_err(), written);
+    }
+    import.finish().unwrap();
+    assert_eq!(engine.unflushed_batches(), 0);
+    engine
+}
+
+fn all_rows(rows: &MemSnapshot, family: Family) -> Vec<(Vec<u8>, Vec<u8>)> {
     use crate::{Direction, Read};
     let mut cursor = rows.scan(family, b"", None, Direction::Ascending).unwrap();
     let mut found = Vec::new();
@@ -865,14 +968,16 @@ fn the_store_is_the_model() {
     for seed in 0..60 {
         let mut pair = Pair::new(seed);
         for _ in 0..60 {
-            match pair.rng.random_range(0..20) {
+            match pair.rng.random_range(0..24) {
                 0..14 => pair.batch(),
                 14..16 => pair.compact(),
                 16 => {
                     pair.store.compaction_step().unwrap();
                 }
                 17 | 18 => pair.finish_compaction(),
-                _ => pair.restart(),
+                19 => pair.restart(),
+                20 => pair.import_interrupted(),
+                _ => pair.import(),
             }
         }
         pair.finish_compaction();

@@ -27,8 +27,9 @@ use crate::{
     fatal::Fatal,
     lessor::Lessor,
     machine::{
-        Authorizer, CLUSTER_VERSION, CONF_STATE, CONSISTENT_INDEX, ConfChangeOutcome, DOWNGRADE,
-        Options, Published, Reply, STORAGE_VERSION, TERM, header, store_error,
+        AUTH_REVISION, Authorizer, CLUSTER_VERSION, CONF_STATE, CONSISTENT_INDEX,
+        ConfChangeOutcome, DOWNGRADE, FIRST_AUTH_REVISION, Options, Published, Reply,
+        STORAGE_VERSION, TERM, header, store_error,
     },
     members::{self, MemberChange},
     version::{self, Downgrade, STORAGE_VERSION_SINCE, Version},
@@ -361,6 +362,12 @@ impl<E: Engine> Batch<'_, E> {
         }
         json += "\"auto_leave\":false}";
         self.put_row(Family::Meta, CONF_STATE, json.into())
+    }
+
+    /// Writes the row that etcd has of users before there are any; every snapshot has it.
+    pub fn write_auth_revision(&mut self) -> Result<(), Fatal> {
+        let first = Bytes::copy_from_slice(&FIRST_AUTH_REVISION.to_be_bytes());
+        self.put_row(Family::Auth, AUTH_REVISION, first)
     }
 
     /// Writes which entry is the last, in the same batch as what the entries did: after a crash

@@ -138,7 +138,7 @@ impl Error {
             mvcc::Error::FutureRevision => Some(Self::FutureRev),
             mvcc::Error::LeaseNotFound => Some(Self::LeaseNotFound),
             mvcc::Error::KeyNotFound => Some(Self::KeyNotFound),
-            mvcc::Error::Engine(_) | mvcc::Error::Damaged(_) => None,
+            mvcc::Error::Engine(_) | mvcc::Error::Damaged(_) | mvcc::Error::Foreign { .. } => None,
         }
     }
 }

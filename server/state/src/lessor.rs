@@ -83,6 +83,23 @@ impl Lessor {
         Ok(())
     }
 
+    /// Takes all leases from their rows in place of those there are. On the leader they live for
+    /// their whole time again.
+    ///
+    /// # Errors
+    /// When a row is damaged; nothing has changed then.
+    pub(crate) fn replace(&mut self, rows: &[Bytes], now: Duration) -> Result<(), String> {
+        let mut next = Self::new(self.min_ttl);
+        for row in rows {
+            next.load(row)?;
+        }
+        if self.primary {
+            next.promote(now, Duration::ZERO);
+        }
+        *self = next;
+        Ok(())
+    }
+
     /// Grants a lease and returns the time to live it got, in seconds.
     ///
     /// # Errors
@@ -394,6 +411,33 @@ mod tests {
         let soon = lessor.expired(at(11), usize::MAX).len();
         assert!(soon < 2500, "{soon}");
         assert_eq!(lessor.expired(at(60), usize::MAX).len(), 5000);
+    }
+
+    #[test]
+    fn leases_are_replaced_and_begin_anew_on_the_leader_alone() {
+        let mut other = leader();
+        other.grant(2, 10, at(0)).unwrap();
+        other.grant(3, 20, at(0)).unwrap();
+        other.checkpoint(3, 7);
+        let rows = [2, 3].map(|id| other.row(id).unwrap());
+        let mut lessor = leader();
+        lessor.grant(1, 5, at(0)).unwrap();
+        assert!(
+            lessor
+                .replace(&[Bytes::from_static(b"\xff")], at(9))
+                .is_err()
+        );
+        assert!(lessor.contains(1));
+        lessor.replace(&rows, at(100)).unwrap();
+        assert_eq!(lessor.ids(), [3, 2]);
+        assert!(lessor.expired(at(106), 9).is_empty());
+        assert_eq!(lessor.expired(at(107), 9), [3]);
+        let mut follower = Lessor::new(2);
+        follower.grant(1, 5, at(0)).unwrap();
+        follower.replace(&rows, at(100)).unwrap();
+        assert!(!follower.contains(1) && !follower.is_primary());
+        assert!(follower.expired(at(1000), 9).is_empty());
+        assert_eq!(follower.row(3), Some(rows[1].clone()));
     }
 
     #[test]

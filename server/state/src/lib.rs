@@ -2,7 +2,8 @@
 //!
 //! Owns: applying entries to the store ([`Machine`]), leases ([`Lessor`]), members, alarms,
 //! versions, the quota, the check before a proposal ([`validate`]); etcd's one table of errors
-//! ([`Error`]) and its identifiers ([`ids`]).
+//! ([`Error`]) and its identifiers ([`ids`]); the whole state as etcd's buckets, out and in
+//! ([`export`], [`import`]).
 //!
 //! Must never know: tokio, tonic, RocksDB, sockets, a clock or a source of randomness. Time
 //! arrives as an argument, and feeds deadlines in memory, never the data.
@@ -15,6 +16,7 @@
 
 mod alarms;
 mod apply;
+mod buckets;
 pub mod cost;
 mod counts;
 mod error;
@@ -23,18 +25,24 @@ pub mod ids;
 mod lessor;
 mod machine;
 pub mod members;
+mod persisted;
 #[cfg(test)]
 mod tests;
+mod v2store;
 pub mod validate;
 pub mod version;
 
 pub use alarms::Alarms;
+pub use buckets::{BucketRow, BucketSink, BucketSource, CopyError, export, import};
 pub use counts::{Counts, ranges_of};
 pub use error::{Code, Error};
 pub use fatal::Fatal;
 pub use lessor::{Lessor, MAX_TTL, REVOKES_PER_SCAN, TimeToLive};
 pub use machine::{
-    AllowAll, Applied, Authorizer, ConfChangeOutcome, Machine, Options, Outcome, Published, Reply,
+    AllowAll, Applied, Authorizer, ConfChangeOutcome, Machine, Options, Outcome, Published,
+    Replaced, Reply,
 };
 pub use members::{Member, MemberChange, Members};
+pub use persisted::{Persisted, applied_of, persisted};
+pub use v2store::v2_store;
 pub use version::Version;

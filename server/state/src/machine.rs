@@ -38,6 +38,9 @@ pub(crate) const STORAGE_VERSION: &[u8] = b"storageVersion";
 /// etcd's rows in family `cluster`.
 pub(crate) const CLUSTER_VERSION: &[u8] = b"clusterVersion";
 pub(crate) const DOWNGRADE: &[u8] = b"downgrade";
+/// etcd's row in family `auth` that is there from the start, and what it begins with.
+pub(crate) const AUTH_REVISION: &[u8] = b"authRevision";
+pub(crate) const FIRST_AUTH_REVISION: u64 = 1;
 
 /// Settings that apply depends on. Members of one cluster must agree on all but the member ID.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +122,17 @@ pub struct Outcome<S> {
     pub removed_self: bool,
 }
 
+/// What the state of another engine changed in place of entries: see [`Machine::replace`].
+#[derive(Debug)]
+pub struct Replaced<S> {
+    /// The state now.
+    pub published: Arc<Published<S>>,
+    /// What the transport is told: how the members differ from those before.
+    pub members: Vec<MemberChange>,
+    /// Whether this member was removed.
+    pub removed_self: bool,
+}
+
 /// The state as readers see it.
 #[derive(Clone, Debug)]
 pub struct Published<S> {
@@ -172,6 +186,8 @@ pub struct Machine<E: Engine> {
     authorizer: Box<dyn Authorizer>,
     lessor: Arc<Mutex<Lessor>>,
     published: Arc<Published<E::Snapshot>>,
+    /// Whether the row is there that etcd writes before the first entry.
+    has_auth_revision: bool,
 }
 
 impl<E: Engine> Machine<E> {
@@ -182,40 +198,58 @@ impl<E: Engine> Machine<E> {
     /// The engine's, or damage.
     pub fn open(engine: Arc<E>, options: Options) -> Result<Self, Fatal> {
         let store = Store::open(engine).map_err(store_error)?;
-        let view = store.view();
-        let rows = view.snapshot();
+        let published = load(store.view())?;
         let mut lessor = Lessor::new(options.min_lease_ttl);
-        for (_, row) in all_rows(rows, Family::Lease)? {
+        for row in lease_rows(published.view.snapshot())? {
             lessor.load(&row).map_err(Fatal::Store)?;
         }
-        let members = all_rows(rows, Family::Members)?.into_iter();
-        let removed = all_rows(rows, Family::MembersRemoved)?.into_iter();
-        let alarms = all_rows(rows, Family::Alarm)?.into_iter();
-        let downgrade = match rows.get(Family::Cluster, DOWNGRADE)? {
-            Some(row) => serde_json::from_slice(&row)
-                .map_err(|error| Fatal::Store(format!("the row of the downgrade: {error}")))?,
-            None => Downgrade::default(),
-        };
-        let published = Published {
-            applied: Applied {
-                index: number_row(rows, CONSISTENT_INDEX)?,
-                term: number_row(rows, TERM)?,
-            },
-            members: Arc::new(
-                Members::load(members, removed.map(|(key, _)| key)).map_err(Fatal::Store)?,
-            ),
-            alarms: Arc::new(Alarms::load(alarms.map(|(key, _)| key)).map_err(Fatal::Store)?),
-            cluster_version: version_row(rows, Family::Cluster, CLUSTER_VERSION)?,
-            storage_version: version_row(rows, Family::Meta, STORAGE_VERSION)?,
-            downgrade: Arc::new(downgrade),
-            view: view.clone(),
-        };
         Ok(Self {
+            has_auth_revision: has_auth_revision(published.view.snapshot())?,
             store,
             options,
             authorizer: Box::new(AllowAll),
             lessor: Arc::new(Mutex::new(lessor)),
             published: Arc::new(published),
+        })
+    }
+
+    /// Goes on with what another engine holds: a later state of the same cluster, as a snapshot
+    /// of the leader brings it. Leases are those of that state; who holds the lessor keeps it.
+    ///
+    /// `now` is when their deadlines begin, should this member lead, which it does not while it
+    /// takes a snapshot.
+    ///
+    /// # Errors
+    /// The engine's, damage, or a state that is older than this one. This one is then unchanged.
+    pub fn replace(
+        &mut self,
+        engine: Arc<E>,
+        now: Duration,
+    ) -> Result<Replaced<E::Snapshot>, Fatal> {
+        let store = Store::open(engine).map_err(store_error)?;
+        let next = load(store.view())?;
+        let old = Arc::clone(&self.published);
+        if next.applied.index < old.applied.index {
+            return Err(Fatal::Store(format!(
+                "the state that is to replace this one ends at entry {}, and this one at {}",
+                next.applied.index, old.applied.index
+            )));
+        }
+        let rows = next.view.snapshot();
+        let has_auth_revision = has_auth_revision(rows)?;
+        let leases = lease_rows(rows)?;
+        let mut lessor = lock(&self.lessor);
+        lessor.replace(&leases, now).map_err(Fatal::Store)?;
+        self.store.replace(store);
+        drop(lessor);
+        self.has_auth_revision = has_auth_revision;
+        self.published = Arc::new(next);
+        self.republish();
+        let members = &self.published.members;
+        Ok(Replaced {
+            members: old.members.changes_to(members),
+            removed_self: members.is_removed(self.options.member_id),
+            published: Arc::clone(&self.published),
         })
     }
 
@@ -270,6 +304,9 @@ impl<E: Engine> Machine<E> {
             term_began: false,
             removed_self: false,
         };
+        if !self.has_auth_revision {
+            batch.write_auth_revision()?;
+        }
         for entry in entries {
             let at = Applied {
                 index: entry.index.unwrap_or_default(),
@@ -304,6 +341,7 @@ impl<E: Engine> Machine<E> {
         let committed = writer.commit().map_err(store_error)?;
         next.view = committed.view;
         self.published = Arc::new(next);
+        self.has_auth_revision = true;
         Ok(Outcome {
             published: Arc::clone(&self.published),
             replies,
@@ -354,6 +392,41 @@ impl<E: Engine> Machine<E> {
         next.view = self.store.view();
         self.published = Arc::new(next);
     }
+}
+
+/// What the rows say besides leases.
+fn load<S: Read>(view: View<S>) -> Result<Published<S>, Fatal> {
+    let rows = view.snapshot();
+    let members = all_rows(rows, Family::Members)?.into_iter();
+    let removed = all_rows(rows, Family::MembersRemoved)?.into_iter();
+    let alarms = all_rows(rows, Family::Alarm)?.into_iter();
+    let downgrade = match rows.get(Family::Cluster, DOWNGRADE)? {
+        Some(row) => serde_json::from_slice(&row)
+            .map_err(|error| Fatal::Store(format!("the row of the downgrade: {error}")))?,
+        None => Downgrade::default(),
+    };
+    let removed = removed.map(|(key, _)| key);
+    Ok(Published {
+        applied: Applied {
+            index: number_row(rows, CONSISTENT_INDEX)?,
+            term: number_row(rows, TERM)?,
+        },
+        members: Arc::new(Members::load(members, removed).map_err(Fatal::Store)?),
+        alarms: Arc::new(Alarms::load(alarms.map(|(key, _)| key)).map_err(Fatal::Store)?),
+        cluster_version: version_row(rows, Family::Cluster, CLUSTER_VERSION)?,
+        storage_version: version_row(rows, Family::Meta, STORAGE_VERSION)?,
+        downgrade: Arc::new(downgrade),
+        view,
+    })
+}
+
+fn lease_rows<R: Read>(rows: &R) -> Result<Vec<Bytes>, Fatal> {
+    let rows = all_rows(rows, Family::Lease)?.into_iter();
+    Ok(rows.map(|(_, row)| row).collect())
+}
+
+fn has_auth_revision<R: Read>(rows: &R) -> Result<bool, Fatal> {
+    Ok(rows.get(Family::Auth, AUTH_REVISION)?.is_some())
 }
 
 fn apply_entry<E: Engine>(

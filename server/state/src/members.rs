@@ -52,13 +52,14 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// JSON as Go writes it: it escapes three characters that JSON lets stand.
-fn go_json<T: Serialize>(value: &T) -> Bytes {
+/// JSON as Go writes it: it escapes five characters that JSON lets stand.
+pub(crate) fn go_json<T: Serialize>(value: &T) -> Bytes {
     // These types have string keys only, and so always have a JSON form.
     let text = serde_json::to_string(value).unwrap_or_default();
     let text = text.replace('&', "\\u0026");
     let text = text.replace('<', "\\u003c").replace('>', "\\u003e");
-    text.into()
+    let text = text.replace('\u{2028}', "\\u2028");
+    text.replace('\u{2029}', "\\u2029").into()
 }
 
 impl Member {
@@ -235,6 +236,31 @@ impl Members {
     /// Whether a member of this ID has been removed.
     pub fn is_removed(&self, id: u64) -> bool {
         self.removed.contains(&id)
+    }
+
+    /// The IDs of members that are gone, in order.
+    pub fn removed(&self) -> impl Iterator<Item = u64> {
+        self.removed.iter().copied()
+    }
+
+    /// The changes that make the members of `next` out of these; what goes comes first, as its
+    /// URLs may have been taken by another.
+    pub fn changes_to(&self, next: &Self) -> Vec<MemberChange> {
+        let gone = self.iter().filter(|member| next.get(member.id).is_none());
+        let mut changes: Vec<_> = gone.map(|member| MemberChange::Remove(member.id)).collect();
+        for member in next.iter() {
+            let Some(old) = self.get(member.id) else {
+                changes.push(MemberChange::Add(member.clone()));
+                continue;
+            };
+            if old.peer_urls != member.peer_urls {
+                changes.push(MemberChange::Update(member.clone()));
+            }
+            if old.is_learner && !member.is_learner {
+                changes.push(MemberChange::Promote(member.id));
+            }
+        }
+        changes
     }
 
     /// All members, in the order of IDs.

@@ -21,6 +21,8 @@ use crate::{
     validate::MAX_TXN_DEPTH,
 };
 
+mod buckets;
+
 const NOW: Duration = Duration::from_secs(100);
 
 fn options(quota_bytes: i64) -> Options {

@@ -309,6 +309,24 @@ impl Hub {
         wake
     }
 
+    /// The store was replaced by a later state of the same history, at `revision`: watchers that
+    /// were told all until now read from history what they have missed, or learn that it is
+    /// compacted.
+    pub fn replaced(&mut self, revision: i64) {
+        let told = self.revision;
+        if revision <= told {
+            return;
+        }
+        self.revision = revision;
+        // Who waits for a later revision has missed nothing.
+        let missed = |watcher: &Watcher| watcher.synced && watcher.next <= revision;
+        let behind = self.watchers.iter().filter(|(_, watcher)| missed(watcher));
+        let behind: Vec<WatcherKey> = behind.map(|(key, _)| *key).collect();
+        for key in behind {
+            self.fall_behind(key, told + 1);
+        }
+    }
+
     /// Sends the watchers of an interest what a batch that began at revision `first` holds for
     /// them.
     fn publish_to(

@@ -266,6 +266,62 @@ fn the_past_is_caught_up_with_and_the_compacted_past_is_not() {
 }
 
 #[test]
+fn what_a_replaced_store_went_past_is_read_from_history() {
+    let mut world = World::new();
+    let stream = world.hub.open_stream();
+    world.put(&["a"], b"1");
+    for request in [
+        watch("a", ""),
+        watch("b", ""),
+        from(6, watch("a", "")),
+        from(90, watch("a", "")),
+        from(2, watch("a", "")),
+    ] {
+        world.hub.create(stream, &request);
+    }
+    world.taken(stream);
+    // What another member applied.
+    let apart = Hub::new(1, 1 << 20);
+    let hub = std::mem::replace(&mut world.hub, apart);
+    world.put(&["a", "x", "a", "a"], b"2");
+    world.hub = hub;
+    world.hub.replaced(6);
+    assert!(world.hub.is_behind());
+    world.hub.request_progress(stream);
+    assert!(world.taken(stream).is_empty(), "progress overtook events");
+    world.catch_up();
+    world.hub.replaced(6);
+    assert!(!world.hub.is_behind());
+    world.put(&["a"], b"3");
+    let mut taken = world.taken(stream);
+    taken.sort();
+    assert_eq!(
+        taken,
+        [
+            "0@6 +a3 +a5",
+            "0@6 +a6",
+            "0@7 +a7",
+            "2@6 +a6",
+            "2@7 +a7",
+            "4@6 +a2 +a3 +a5",
+            "4@6 +a6",
+            "4@7 +a7"
+        ]
+    );
+
+    let hub = std::mem::replace(&mut world.hub, Hub::new(1, 1 << 20));
+    world.put(&["a", "a", "a"], b"4");
+    world.compact(9);
+    world.hub = hub;
+    world.hub.replaced(10);
+    world.catch_up();
+    let mut taken = world.taken(stream);
+    taken.sort();
+    let gone = [0, 1, 2, 4].map(|id| format!("{id}@10 canceled compacted 9"));
+    assert_eq!(taken, gone);
+}
+
+#[test]
 fn progress_is_told_to_who_asked_and_had_nothing_else() {
     let mut world = World::new();
     let stream = world.hub.open_stream();
