@@ -113,6 +113,12 @@ impl Member {
         self
     }
 
+    /// The same with more flags.
+    pub fn with_flags(mut self, flags: Vec<String>) -> Self {
+        self.flags.extend(flags);
+        self
+    }
+
     /// Where other members reach it.
     pub fn peer_url(&self) -> &str {
         &self.peer_url

@@ -38,6 +38,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
         Edge,
         &[
             "api",
+            "bolt",
             "config",
             "consensus",
             "engine",

@@ -42,10 +42,13 @@ const MISSING: &[(&str, &str)] = &[
         "etcd_debugging_disk_backend_commit_",
         "phases of a commit of bbolt",
     ),
-    ("etcd_debugging_snap_", "snapshots are not there yet"),
-    ("etcd_snap_", "snapshots are not there yet"),
-    ("etcd_disk_backend_snapshot_", "snapshots are not there yet"),
-    ("etcd_network_snapshot_", "snapshots are not there yet"),
+    ("etcd_debugging_snap_", "snapshots are not measured yet"),
+    ("etcd_snap_", "snapshots are not measured yet"),
+    (
+        "etcd_disk_backend_snapshot_",
+        "snapshots are not measured yet",
+    ),
+    ("etcd_network_snapshot_", "snapshots are not measured yet"),
     (
         "etcd_debugging_mvcc_index_compaction_",
         "there is no index in memory that a compaction would stop",

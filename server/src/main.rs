@@ -6,6 +6,8 @@
 //! Start reading in [`run`], then `node/mod.rs`.
 
 mod coalesce;
+mod database;
+mod export;
 mod front;
 mod guard;
 mod listen;
@@ -13,7 +15,7 @@ mod logging;
 mod node;
 mod security;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
 use config::{Command, Config, Guard, Url, is_secure};
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Run(config)) => start(*config),
+        Ok(Command::Export { config, output }) => export(&config, &output),
         Err(config::Error::Usage(problem)) => {
             eprintln!("{problem}\nSee 'cairn --help' for all flags.");
             ExitCode::from(USAGE)
@@ -79,6 +82,23 @@ fn version() -> String {
         state::version::SERVER,
         env!("CARGO_PKG_VERSION")
     )
+}
+
+fn export(config: &Config, output: &Path) -> ExitCode {
+    let exported = logging::init(config).and_then(|()| export::run(config, output));
+    match exported {
+        Ok(()) => {
+            println!(
+                "{} is a data directory that etcd starts on",
+                output.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("cairn cannot export: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 fn start(mut config: Config) -> ExitCode {

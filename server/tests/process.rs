@@ -84,7 +84,10 @@ fn data_that_is_not_ours_is_refused_unchanged() {
     ]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("is a data directory of etcd"), "{text}");
+    assert!(
+        text.contains("is a database of etcd, but there is no log"),
+        "{text}"
+    );
     assert_eq!(std::fs::read(snap.join("db")).unwrap(), b"etcd's");
     assert!(!folder.path().join("member/wal").exists());
 }

@@ -16,7 +16,7 @@ use proto::{
 };
 use state::Error;
 
-use crate::Meter;
+use crate::{Meter, SnapshotFile};
 
 /// Who answers. Constant while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         r: HashKvRequest,
     ) -> impl Future<Output = Result<HashKvResponse, Error>> + Send;
+    /// The state as a database file of etcd's.
+    fn snapshot(&self) -> impl Future<Output = Result<SnapshotFile, Error>> + Send;
     /// Rewrites the local files to give space back.
     fn defragment(&self) -> impl Future<Output = Result<(), Error>> + Send;
     /// Hands leadership to `target`; `NotLeader` on any other member.

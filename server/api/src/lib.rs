@@ -6,7 +6,7 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: users and roles, locks and elections, snapshots, downgrades and the JSON gateway.
+//! Not here yet: users and roles, locks and elections, downgrades and the JSON gateway.
 //! Calls of these are answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
@@ -24,6 +24,7 @@ mod maintenance;
 mod meter;
 mod range_stream;
 mod sizes;
+mod snapshot;
 mod status;
 mod stream;
 mod watch;
@@ -39,6 +40,7 @@ use tonic::{Status, service::Routes};
 pub use backend::Backend;
 pub use endpoints::versions_json;
 pub use meter::Meter;
+pub use snapshot::SnapshotFile;
 
 /// What a request may be longer than `max_request_bytes`: its frame and its metadata, as in etcd.
 const REQUEST_OVERHEAD: usize = 512 << 10;

@@ -3,12 +3,12 @@
 use proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
     DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
     maintenance_server::Maintenance,
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, gate, status};
+use crate::{Backend, gate, snapshot, status};
 
 pub(crate) struct MaintenanceService<B>(pub B);
 
@@ -59,13 +59,15 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         Ok(Response::new(response))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = snapshot::Blobs;
 
     async fn snapshot(
         &self,
-        _request: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(status::not_yet("Snapshot"))
+        // Of a learner too, as in etcd.
+        gate::pass(&self.0, request.metadata(), true)?;
+        snapshot::open(&self.0).await
     }
 
     async fn move_leader(

@@ -72,15 +72,15 @@ flags! {
         "name" Text, "default", Full;
         "data-dir" Text, "", Full;
         "wal-dir" Text, "", Full;
-        "snapshot-count" Uint, "10000", NotYet;
+        "snapshot-count" Uint, "10000", Never;
         "heartbeat-interval" Uint, "100", Full;
         "election-timeout" Uint, "1000", Full;
         "initial-election-tick-advance" Bool, "true", Full;
         "listen-peer-urls" Urls, "http://localhost:2380", Full;
         "listen-client-urls" Urls, "http://localhost:2379", Full;
         "listen-client-http-urls" Urls, "", Refused;
-        "max-snapshots" Uint, "5", NotYet;
-        "max-wals" Uint, "5", NotYet;
+        "max-snapshots" Uint, "5", Never;
+        "max-wals" Uint, "5", Never;
         "memory-mlock" Bool, "false", NotYet;
         "quota-backend-bytes" Int, "0", Full;
         "backend-bbolt-freelist-type" Text, "map", Never;
@@ -193,7 +193,7 @@ flags! {
         "max-learners" Uint, "1", Full;
         "compaction-sleep-interval" Duration, "10ms", Never;
         "downgrade-check-time" Duration, "5s", NotYet;
-        "snapshot-catchup-entries" Uint, "5000", NotYet;
+        "snapshot-catchup-entries" Uint, "5000", Full;
     }
     "Unsafe feature" {
         "force-new-cluster" Bool, "false", Refused;
@@ -211,6 +211,7 @@ flags! {
         "cairn-pod-uid" Text, "", Full;
         "cairn-cluster-uid" Text, "", Full;
         "cairn-termination-log" Text, "/dev/termination-log", Full;
+        "cairn-wal-segment-bytes" Uint, "67108864", Full;
     }
 }
 

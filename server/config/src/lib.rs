@@ -46,6 +46,13 @@ pub enum Error {
 pub enum Command {
     /// To run a server.
     Run(Box<Config>),
+    /// To write the data of a server that does not run so that etcd starts on them.
+    Export {
+        /// Where the data are.
+        config: Box<Config>,
+        /// The data directory to be made.
+        output: PathBuf,
+    },
     /// To say the version.
     Version,
     /// To say what flags there are.
@@ -103,6 +110,10 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// Learners in the cluster, at most.
     pub max_learners: usize,
+    /// Entries of the log that are kept for members that lag.
+    pub catch_up_entries: u64,
+    /// Length of a segment of the log, in bytes; how much of it is kept follows from this.
+    pub wal_segment_bytes: u64,
     /// Time between two progress notifications of a watcher.
     pub progress_interval: Duration,
     /// Time after which an idle connection is asked whether it lives.
@@ -148,6 +159,19 @@ const GUARD: [&str; 4] = [
     "cairn-cluster-uid",
 ];
 
+/// Below, a segment is little more than its head; above, a start would read too much.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+
+fn segment_bytes(bytes: u64) -> Result<u64, Error> {
+    if SEGMENT_BYTES.contains(&bytes) {
+        return Ok(bytes);
+    }
+    let (least, most) = (SEGMENT_BYTES.start(), SEGMENT_BYTES.end());
+    Err(Error::Invalid(format!(
+        "--cairn-wal-segment-bytes is {bytes}; give {least} to {most}"
+    )))
+}
+
 impl Guard {
     /// The four settings belong together.
     fn of(v: &Values<'_>) -> Result<Option<Self>, Error> {
@@ -183,6 +207,10 @@ pub fn parse(
     env: impl Iterator<Item = (String, String)>,
     read_file: impl FnOnce(&str) -> std::io::Result<String>,
 ) -> Result<Command, Error> {
+    let mut args = args.peekable();
+    if args.next_if(|first| first == EXPORT).is_some() {
+        return export(args.collect(), env, read_file);
+    }
     let mut line = sources::command_line(args)?;
     if line.version {
         return Ok(Command::Version);
@@ -211,9 +239,35 @@ pub fn parse(
     Config::of(&values, warnings).map(|config| Command::Run(Box::new(config)))
 }
 
+/// The word that asks for an export.
+const EXPORT: &str = "export";
+
+fn export(
+    mut args: Vec<String>,
+    env: impl Iterator<Item = (String, String)>,
+    read_file: impl FnOnce(&str) -> std::io::Result<String>,
+) -> Result<Command, Error> {
+    let output = args.pop().filter(|output| !output.starts_with('-'));
+    let Some(output) = output else {
+        let usage = "usage: cairn export --data-dir DIRECTORY [--wal-dir DIRECTORY] NEW-DIRECTORY";
+        return Err(Error::Usage(usage.to_owned()));
+    };
+    match parse(args.into_iter(), env, read_file)? {
+        Command::Run(config) => Ok(Command::Export {
+            config,
+            output: PathBuf::from(output),
+        }),
+        other => Ok(other),
+    }
+}
+
 /// What `--help` prints.
 pub fn help() -> String {
-    let mut text = String::from("Usage:\n\n  cairn [flags]\n    Start a cairn server.\n");
+    let mut text = String::from(
+        "Usage:\n\n  cairn [flags]\n    Start a cairn server.\n\n  \
+         cairn export --data-dir DIRECTORY [--wal-dir DIRECTORY] NEW-DIRECTORY\n    \
+         Write the data of a server that does not run so that etcd starts on them.\n",
+    );
     let mut section = "";
     for flag in flags::all() {
         if flag.section != section {
@@ -353,6 +407,8 @@ impl Config {
             max_request_bytes: v.number("max-request-bytes")?,
             max_concurrent_streams: v.number("max-concurrent-streams")?,
             max_learners: v.number("max-learners")?,
+            catch_up_entries: v.number("snapshot-catchup-entries")?,
+            wal_segment_bytes: segment_bytes(v.number("cairn-wal-segment-bytes")?)?,
             progress_interval: v.duration("watch-progress-notify-interval"),
             keepalive_interval: v.duration("grpc-keepalive-interval"),
             keepalive_timeout: v.duration("grpc-keepalive-timeout"),

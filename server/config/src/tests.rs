@@ -58,6 +58,7 @@ fn flags_are_written_as_in_go() {
     assert_eq!(config(&["--snapshot", "5", "-v"]).name, "default");
     assert_eq!(run(&["--version"], &[], ""), Ok(Command::Version));
     assert_eq!(run(&["-h"], &[], ""), Ok(Command::Help));
+    assert_eq!(run(&["export", "-h", "x"], &[], ""), Ok(Command::Help));
 }
 
 #[test]
@@ -117,7 +118,7 @@ fn the_environment_fills_in_and_never_shadows() {
                 config.warnings,
                 [
                     "unrecognized environment variable ETCD_ON_K8S",
-                    "--snapshot-count has no effect yet"
+                    "--snapshot-count has no effect: nothing here needs it"
                 ]
             );
         }
@@ -350,4 +351,27 @@ fn the_guards_settings_come_together_or_not_at_all() {
         panic!("three of four are taken")
     };
     assert!(error.to_string().contains("belong together"), "{error}");
+}
+
+#[test]
+fn an_export_names_where_from_and_where_to() {
+    let export = |args: &[&str]| {
+        let args = args.iter().map(|arg| (*arg).to_owned());
+        parse(args, std::iter::empty(), |_| unreachable!("no file"))
+    };
+    match export(&["export", "--data-dir=/from", "/to"]) {
+        Ok(Command::Export { config, output }) => {
+            assert_eq!(config.data_dir.to_str(), Some("/from"));
+            assert_eq!(output.to_str(), Some("/to"));
+        }
+        other => panic!("{other:?}"),
+    }
+    for args in [&["export"][..], &["export", "--data-dir=/from"]] {
+        let error = export(args).unwrap_err();
+        assert!(
+            error.to_string().contains("cairn export --data-dir"),
+            "{error}"
+        );
+    }
+    assert!(export(&["export", "--nonsense", "/to"]).is_err());
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client as Legacy, rt::TokioExecutor};
 use prost::Message;
@@ -28,10 +28,20 @@ const MAX_ANSWER_BYTES: usize = 8 << 20;
 /// The header with the cluster's ID.
 pub(crate) const CLUSTER_ID: &str = "x-etcd-cluster-id";
 
+/// What is sent with a request: a few bytes, or a snapshot as it is made.
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A body that is there already.
+pub(crate) fn whole(body: impl Into<Bytes>) -> RequestBody {
+    Full::new(body.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
 /// Makes calls to other members.
 #[derive(Clone)]
 pub struct Client {
-    http: Legacy<Connector, Full<Bytes>>,
+    http: Legacy<Connector, RequestBody>,
 }
 
 impl Client {
@@ -47,11 +57,18 @@ impl Client {
 
     pub(crate) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, String> {
-        let sent = tokio::time::timeout(CALL, self.http.request(request)).await;
-        let sent = sent.map_err(|_| "no answer in time".to_owned())?;
-        sent.map_err(|error| {
+        let sent = tokio::time::timeout(CALL, self.send_patiently(request)).await;
+        sent.map_err(|_| "no answer in time".to_owned())?
+    }
+
+    /// The same for as long as it takes: the caller bounds it.
+    pub(crate) async fn send_patiently(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, String> {
+        self.http.request(request).await.map_err(|error| {
             let mut text = error.to_string();
             let mut source = std::error::Error::source(&error);
             while let Some(cause) = source {
@@ -72,7 +89,7 @@ impl Client {
             .method(method)
             .uri(&url)
             .header(http::header::CONTENT_TYPE, "application/protobuf")
-            .body(Full::new(Bytes::from(body)));
+            .body(whole(body));
         let request = request.map_err(|error| format!("{url}: {error}"))?;
         let (head, body) = self.send(request).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect();

@@ -8,7 +8,8 @@
 //! Must never know: what a message means to raft, the engine, the log, or sockets that accept:
 //! [`router`] is served by the server. Nor certificates: `tls` has them.
 //!
-//! Not here yet: snapshots, `/members/hashkv`. Start reading in `transport.rs`.
+//! Not here yet: `/members/hashkv`. Start reading in `transport.rs`; `snapshot.rs` is how a whole
+//! state travels.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -17,11 +18,14 @@ mod codec;
 mod connect;
 mod outbound;
 mod server;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, io, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
 
 use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
@@ -30,6 +34,7 @@ use proto::{
 use state::{Error, Member, Version};
 
 pub use client::Client;
+pub use snapshot::MAX_MESSAGE_BYTES;
 pub use transport::{Traffic, Transport};
 
 /// Who this member is.
@@ -50,6 +55,10 @@ pub struct Config {
 /// An answer that takes a while.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// The database of a snapshot, piece by piece. An error ends it, and whoever reads it must not take
+/// what came before for the whole.
+pub type SnapshotBody = Pin<Box<dyn tokio_stream::Stream<Item = io::Result<Bytes>> + Send>>;
+
 /// What the transport asks of the node.
 pub trait Handler: Send + Sync + 'static {
     /// Takes a message; waits while the node has too many.
@@ -58,6 +67,18 @@ pub trait Handler: Send + Sync + 'static {
     fn report_unreachable(&self, id: u64);
     /// A snapshot was received by a member, or was not.
     fn report_snapshot(&self, id: u64, ok: bool);
+    /// The database that belongs to a snapshot message, made so far that its first bytes come at
+    /// once: the other side waits for a few seconds only.
+    fn open_snapshot<'a>(
+        &'a self,
+        message: &'a Message,
+    ) -> Answer<'a, Result<SnapshotBody, String>>;
+    /// Takes a snapshot: returns when it is durable and raft has it, or why it was not taken.
+    fn receive_snapshot(
+        &self,
+        message: Message,
+        body: SnapshotBody,
+    ) -> Answer<'_, Result<(), String>>;
     /// Another member says that this one was removed.
     fn removed(&self);
     /// Whether a member was removed.

@@ -20,7 +20,7 @@ use proto::{
 use serde_json::json;
 use state::{Error, ids};
 
-use crate::{Transport, client::CLUSTER_ID, codec::Stream};
+use crate::{Transport, client::CLUSTER_ID, codec::Stream, snapshot};
 
 /// The longest message that may be posted: anything longer comes by a stream.
 const MAX_POST_BYTES: usize = 64 << 20;
@@ -35,7 +35,7 @@ pub(crate) fn router(transport: Arc<Transport>) -> Router {
         .route("/raft", post(raft))
         .route("/raft/stream/message/{from}", get(message_stream))
         .route("/raft/stream/msgapp/{from}", get(append_stream))
-        .route("/raft/snapshot", post(snapshot))
+        .route("/raft/snapshot", post(take_snapshot))
         .route("/raft/probing", get(probing))
         .route("/members", get(members))
         .route("/members/promote/{id}", post(promote))
@@ -127,9 +127,11 @@ async fn raft(State(transport): Shared, headers: HeaderMap, body: Bytes) -> Resp
     }
 }
 
-async fn snapshot() -> Response {
-    let text = "receiving snapshots is not there yet\n";
-    (StatusCode::NOT_IMPLEMENTED, text).into_response()
+async fn take_snapshot(State(transport): Shared, headers: HeaderMap, body: Body) -> Response {
+    if let Some(refusal) = transport.refusal(&headers) {
+        return refusal;
+    }
+    snapshot::receive(&transport, body).await.into_response()
 }
 
 /// The form that etcd's prober reads. It warns of clocks that differ, so the time is there.

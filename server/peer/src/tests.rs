@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,24 +10,35 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse},
-    raftpb::{Entry, Message, MessageType},
+    raftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata},
 };
 use state::{Error, Member, Version};
 use tls::Tls;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio_stream::StreamExt as _;
 
-use crate::{Answer, Client, Config, Handler, Transport, router};
+use crate::{Answer, Client, Config, Handler, SnapshotBody, Transport, router};
 
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// The message, and the database or why it broke off.
+type Received = (Message, Result<Vec<u8>, String>);
 
 struct Node {
     stepped: mpsc::UnboundedSender<Message>,
     unreachable: AtomicUsize,
     was_removed: AtomicUsize,
     removed: Mutex<HashSet<u64>>,
+    /// The database to be sent; an error in the middle when it is cut off.
+    database: Mutex<Vec<Result<Bytes, String>>>,
+    /// The snapshots that came.
+    received: Mutex<Vec<Received>>,
+    /// How the ones that were sent ended.
+    sent: Mutex<Vec<(u64, bool)>>,
 }
 
 impl Handler for Node {
@@ -39,7 +51,40 @@ impl Handler for Node {
         self.unreachable.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn report_snapshot(&self, _id: u64, _ok: bool) {}
+    fn report_snapshot(&self, id: u64, ok: bool) {
+        self.sent.lock().push((id, ok));
+    }
+
+    fn open_snapshot<'a>(
+        &'a self,
+        _message: &'a Message,
+    ) -> Answer<'a, Result<SnapshotBody, String>> {
+        let pieces = self.database.lock().clone();
+        let pieces = pieces
+            .into_iter()
+            .map(|piece| piece.map_err(io::Error::other));
+        Box::pin(async move { Ok(Box::pin(tokio_stream::iter(pieces)) as SnapshotBody) })
+    }
+
+    fn receive_snapshot(
+        &self,
+        message: Message,
+        mut body: SnapshotBody,
+    ) -> Answer<'_, Result<(), String>> {
+        Box::pin(async move {
+            let mut database = Vec::new();
+            let read = loop {
+                match body.next().await {
+                    None => break Ok(()),
+                    Some(Ok(piece)) => database.extend_from_slice(&piece),
+                    Some(Err(error)) => break Err(error.to_string()),
+                }
+            };
+            let outcome = read.clone().map(|()| database);
+            self.received.lock().push((message, outcome));
+            read
+        })
+    }
 
     fn removed(&self) {
         self.was_removed.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +175,9 @@ async fn start(member_id: u64, cluster_id: u64) -> Running {
         unreachable: AtomicUsize::new(0),
         was_removed: AtomicUsize::new(0),
         removed: Mutex::default(),
+        database: Mutex::default(),
+        received: Mutex::default(),
+        sent: Mutex::default(),
     });
     let config = Config {
         member_id,
@@ -282,4 +330,71 @@ async fn members_are_added_from_any_thread() {
     a.transport
         .send(vec![message(MessageType::MsgVote, 1, 2, 5)]);
     assert!(timeout(LIMIT, b.stepped.recv()).await.unwrap().is_some());
+}
+
+fn snapshot_message() -> Message {
+    let metadata = SnapshotMetadata {
+        index: Some(40),
+        term: Some(3),
+        ..SnapshotMetadata::default()
+    };
+    Message {
+        snapshot: Some(Snapshot {
+            data: Some("{}".into()),
+            metadata: Some(metadata),
+        }),
+        ..message(MessageType::MsgSnap, 1, 2, 0)
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_travels_with_its_database() {
+    let (a, b) = pair().await;
+    let pieces: Vec<Bytes> = (0..100u8).map(|n| vec![n; 70_000].into()).collect();
+    *a.node.database.lock() = pieces.iter().cloned().map(Ok).collect();
+    a.transport.send(vec![snapshot_message()]);
+    let sender = Arc::clone(&a.node);
+    until("a report", || !sender.sent.lock().is_empty()).await;
+    assert_eq!(*a.node.sent.lock(), [(2, true)]);
+    let received = b.node.received.lock().clone();
+    assert_eq!(received, [(snapshot_message(), Ok(pieces.concat()))]);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_breaks_off_is_not_taken_for_a_whole_one() {
+    let (a, b) = pair().await;
+    // Enough that some of it is on its way before the end.
+    let mut cut = vec![Ok(Bytes::from(vec![1; 70_000])); 100];
+    cut.push(Err("the disk".to_owned()));
+    *a.node.database.lock() = cut;
+    a.transport.send(vec![snapshot_message()]);
+    let sender = Arc::clone(&a.node);
+    until("a report", || !sender.sent.lock().is_empty()).await;
+    assert_eq!(*a.node.sent.lock(), [(2, false)]);
+    let receiver = Arc::clone(&b.node);
+    until("the other side's", || !receiver.received.lock().is_empty()).await;
+    assert!(b.node.received.lock()[0].1.is_err());
+}
+
+#[tokio::test]
+async fn what_is_no_snapshot_is_refused() {
+    use axum::body::Body;
+    let a = start(1, 9).await;
+    let post = async |body: Vec<u8>| {
+        let (status, text) = crate::snapshot::receive(&a.transport, Body::from(body)).await;
+        (status.as_u16(), text)
+    };
+    let framed = |message: &Message| {
+        let encoded = prost::Message::encode_to_vec(message);
+        [&(encoded.len() as u64).to_be_bytes()[..], &encoded].concat()
+    };
+    assert_eq!(post(vec![0; 5]).await.0, 400);
+    assert_eq!(post(vec![0xff; 64]).await.0, 400);
+    assert_eq!(
+        post([&[0; 7][..], &[3, 0xff, 0xff, 0xff]].concat()).await.0,
+        400
+    );
+    let other = message(MessageType::MsgHeartbeat, 2, 1, 0);
+    assert_eq!(post(framed(&other)).await.0, 405);
+    assert!(a.node.received.lock().is_empty());
 }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -22,9 +22,10 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Client, Config, Handler,
-    client::CLUSTER_ID,
+    client::{CLUSTER_ID, RequestBody, whole},
     codec::{Decoder, Stream},
     outbound::Outbound,
+    snapshot,
 };
 
 /// Rest between two attempts to open a stream, as in etcd.
@@ -47,7 +48,7 @@ pub struct Transport {
 /// One other member.
 pub(crate) struct Peer {
     pub id: u64,
-    urls: Mutex<Vec<String>>,
+    pub urls: Mutex<Vec<String>>,
     pub message: Outbound,
     pub append: Outbound,
     pipeline: mpsc::Sender<Message>,
@@ -197,15 +198,20 @@ impl Transport {
     }
 
     /// Sends messages; never waits. What cannot be sent is dropped, and raft told of it.
-    pub fn send(&self, messages: Vec<Message>) {
+    pub fn send(self: &Arc<Self>, messages: Vec<Message>) {
         for message in messages {
             let to = message.to.unwrap_or_default();
+            let is_snapshot = message.r#type == Some(MessageType::MsgSnap as i32);
             let Some(peer) = self.peer(to) else {
+                if is_snapshot {
+                    // Raft sends nothing else there until it hears.
+                    self.handler.report_snapshot(to, false);
+                }
                 continue;
             };
-            if message.r#type == Some(MessageType::MsgSnap as i32) {
-                warn!(peer = %format_args!("{to:x}"), "sending snapshots is not there yet");
-                self.handler.report_snapshot(to, false);
+            if is_snapshot {
+                let sending = snapshot::send(Arc::clone(self), Arc::downgrade(&peer), message);
+                peer.tasks.lock().spawn_on(sending, &self.runtime);
                 continue;
             }
             let sent = peer.outbound(Stream::of(&message)).send(&message)
@@ -230,13 +236,13 @@ impl Transport {
     }
 
     /// A request with the headers by which members know each other.
-    fn request(
+    pub(crate) fn request(
         &self,
         method: Method,
         url: &str,
         to: u64,
-        body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, String> {
+        body: RequestBody,
+    ) -> Result<Request<RequestBody>, String> {
         let config = &self.config;
         Request::builder()
             .method(method)
@@ -248,7 +254,7 @@ impl Transport {
             .header("x-raft-to", ids::to_text(to))
             .header("x-peerurls", config.peer_urls.join(","))
             .header(http::header::CONTENT_TYPE, "application/protobuf")
-            .body(Full::new(body))
+            .body(body)
             .map_err(|error| format!("{url}: {error}"))
     }
 }
@@ -298,7 +304,7 @@ async fn open(
 ) -> Result<Incoming, String> {
     let own = ids::to_text(transport.config.member_id);
     let url = format!("{url}/raft/stream/{}/{own}", stream.path());
-    let request = transport.request(Method::GET, &url, peer.id, Bytes::new())?;
+    let request = transport.request(Method::GET, &url, peer.id, whole(Bytes::new()))?;
     let response = transport.client.send(request).await?;
     match response.status() {
         StatusCode::OK => Ok(response.into_body()),
@@ -342,7 +348,7 @@ async fn post(transport: Weak<Transport>, peer: Weak<Peer>, mut piped: mpsc::Rec
             return;
         };
         let url = peer.urls.lock().first().cloned().unwrap_or_default();
-        let body = Bytes::from(message.encode_to_vec());
+        let body = whole(message.encode_to_vec());
         let request = transport.request(Method::POST, &format!("{url}/raft"), peer.id, body);
         let posted = match request {
             Ok(request) => transport.client.send(request).await,

@@ -9,8 +9,8 @@ use std::{
 use crossbeam_channel::{Receiver, TryRecvError};
 use engine::RocksEngine;
 use mvcc::{CompactionProgress, Engine};
-use proto::raftpb::Entry;
-use state::{Machine, Outcome};
+use proto::raftpb::{Entry, SnapshotMetadata};
+use state::{Applied, Machine, Outcome};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
@@ -19,18 +19,21 @@ use super::{
     raft::RaftInput,
     shared::{Shared, Snapshot},
 };
+use crate::database::Engines;
 
 /// Bytes of entries that are gathered into one batch, about.
 const BATCH_BYTES: usize = 8 << 20;
 /// Unflushed bytes of the engine at which it is flushed: bounds what a restart replays.
 const FLUSH_AT_BYTES: u64 = 64 << 20;
-/// Bytes of entries applied at which it is flushed.
-const FLUSH_AT_LOG_BYTES: usize = 32 << 20;
+/// Bytes of entries applied at which it is flushed, at most.
+pub(crate) const FLUSH_AT_LOG_BYTES: usize = 32 << 20;
 
 /// What the apply thread is told.
 pub(crate) enum ApplyInput {
     /// Committed entries, in order.
     Entries(Vec<Entry>),
+    /// The state of another member, which has come with a snapshot, takes the place of this one's.
+    Install(SnapshotMetadata),
     /// The engine was defragmented; answered when it is accounted for.
     Defragmented(oneshot::Sender<()>),
     /// To end.
@@ -52,6 +55,10 @@ pub(crate) enum Chore {
 pub(crate) struct ApplyThread {
     pub machine: Machine<RocksEngine>,
     pub shared: Arc<Shared>,
+    /// Where engines are made from snapshots.
+    pub engines: Engines,
+    /// Bytes of entries applied at which the engine is flushed.
+    pub flush_at: usize,
     pub inputs: Receiver<ApplyInput>,
     pub chores: mpsc::UnboundedSender<Chore>,
     /// Entry bytes since the last flush.
@@ -92,10 +99,12 @@ impl ApplyThread {
                     }
                     match then {
                         Some(ApplyInput::Defragmented(done)) => self.defragmented(done)?,
+                        Some(ApplyInput::Install(snapshot)) => self.install(&snapshot)?,
                         Some(ApplyInput::Stop) => return Ok(()),
                         _ => {}
                     }
                 }
+                ApplyInput::Install(snapshot) => self.install(&snapshot)?,
                 ApplyInput::Defragmented(done) => self.defragmented(done)?,
                 ApplyInput::Stop => return Ok(()),
             }
@@ -205,7 +214,7 @@ impl ApplyThread {
 
     fn flush(&mut self) -> Result<(), state::Fatal> {
         let engine = self.machine.engine();
-        if self.log_bytes >= FLUSH_AT_LOG_BYTES || engine.unflushed_bytes() >= FLUSH_AT_BYTES {
+        if self.log_bytes >= self.flush_at || engine.unflushed_bytes() >= FLUSH_AT_BYTES {
             self.log_bytes = 0;
             self.flush_all(false)?;
         }
@@ -218,6 +227,55 @@ impl ApplyThread {
         if wait {
             // One that is not waited for goes on beside.
             self.shared.counters.committed(began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// By now the log says that this snapshot stands for all before it. A crash within leaves the
+    /// old engine in use, and the next start does this again.
+    fn install(&mut self, snapshot: &SnapshotMetadata) -> Result<(), state::Fatal> {
+        let index = snapshot.index.unwrap_or_default();
+        let applied = Applied {
+            index,
+            term: snapshot.term.unwrap_or_default(),
+        };
+        let before = self.machine.published();
+        if index <= before.applied.index {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let began = Instant::now();
+        info!(index, "applying snapshot");
+        let file = shared.snapshots.database(index);
+        let engine = self.engines.import(&file, Some(applied));
+        let engine = engine.map_err(|error| state::Fatal::Store(format!("{error:#}")))?;
+        let engine = Arc::new(engine);
+        let replaced = self.machine.replace(Arc::clone(&engine), shared.now())?;
+        let published = replaced.published;
+        let revision = published.view.revision();
+        info!(index, revision, took = ?began.elapsed(), "applied snapshot");
+        self.log_bytes = 0;
+        self.compacting = None;
+        shared.engine.store(engine);
+        shared.published.store(Arc::clone(&published));
+        shared.watches.replaced(revision);
+        shared.set_applied(index);
+        for change in &replaced.members {
+            peers::follow(&shared, change);
+        }
+        let _ = shared.to_raft.send(RaftInput::Applied {
+            index,
+            changes: Vec::new(),
+        });
+        let finished = published.view.compact_revision();
+        if !self.machine.compaction_pending() {
+            let _ = self.chores.send(Chore::Compacted(finished));
+        }
+        if replaced.removed_self {
+            let _ = self.chores.send(Chore::Removed);
+        }
+        if let Err(error) = shared.snapshots.sweep(index) {
+            warn!(%error, "could not remove snapshots that were installed");
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use api::{
-    Backend,
+    Backend, SnapshotFile,
     backend::{Identity, Limits, Standing, Versions},
 };
 use mvcc::Engine;
@@ -35,7 +35,7 @@ use super::{
     membership,
     raft::RaftInput,
     shared::{MAX_APPLY_GAP, PROPOSAL_BYTES, PROPOSAL_UNIT, Shared, Snapshot},
-    tasks, telemetry, watches,
+    snapshots, tasks, telemetry, watches,
 };
 
 /// A list of more keys is read away from the tasks that serve connections.
@@ -581,8 +581,24 @@ impl Backend for NodeBackend {
         })
     }
 
+    async fn snapshot(&self) -> Result<SnapshotFile, Error> {
+        let published = self.published();
+        let version = published.storage_version;
+        let made = snapshots::make(published).await.map_err(|error| {
+            self.shared.fatal(error);
+            Error::Stopped
+        })?;
+        Ok(SnapshotFile {
+            bytes: made.bytes,
+            version: version
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
+            pieces: made.pieces,
+        })
+    }
+
     async fn defragment(&self) -> Result<(), Error> {
-        let engine = Arc::clone(&self.shared.engine);
+        let engine = self.shared.engine.load_full();
         let counters = &self.shared.counters;
         let began = Instant::now();
         counters.defragmenting.fetch_add(1, Ordering::Relaxed);

@@ -18,10 +18,19 @@ use state::{Machine, Member, ids, members};
 use tracing::{info, warn};
 use wal::{Metadata, OsVfs, Vfs, Wal};
 
+use crate::database::{self, Engines};
+
 /// Below the data directory, as etcd has it.
 const MEMBER: &str = "member";
 const LOG: &str = "wal";
 const ENGINE: &str = "engine";
+/// Where an etcd keeps its database, and a member what comes from others.
+const SNAPSHOTS: &str = "snap";
+/// etcd's database.
+const DATABASE: &str = "db";
+/// What to do about data that cannot be completed.
+const REPLACE: &str = "Put the data back as it was, or remove this member from the cluster, \
+                       delete its data directory and add it again";
 /// The term of the entries that found a cluster.
 const FOUNDING_TERM: u64 = 1;
 
@@ -32,8 +41,33 @@ pub(crate) struct Parts {
     pub members: Vec<Member>,
     pub wal: Wal<OsVfs>,
     pub engine: Arc<RocksEngine>,
+    pub engines: Engines,
+    /// Where snapshots of other members are kept.
+    pub snapshot_folder: PathBuf,
     pub machine: Machine<RocksEngine>,
     pub boot: Boot,
+}
+
+/// Where the parts of a data directory are.
+pub(crate) struct Places {
+    /// Of this member, below the data directory.
+    folder: PathBuf,
+    /// The log.
+    pub log: PathBuf,
+}
+
+impl Places {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            folder: config.data_dir.join(MEMBER),
+            log: log_folder(config),
+        }
+    }
+
+    /// Where the engines are.
+    pub fn engines(&self) -> Engines {
+        Engines::new(self.folder.join(ENGINE))
+    }
 }
 
 /// Opens or makes what is in the data directory.
@@ -48,19 +82,24 @@ pub(crate) async fn open(
     });
     let folder = config.data_dir.join(MEMBER);
     let log = log_folder(config);
-    refuse_etcds(&folder)?;
     // Before the log is opened, which changes it.
     engine::check(&folder.join(ENGINE)).context("could not open the engine")?;
+    let left = folder.join(SNAPSHOTS).join(DATABASE);
+    if left.exists() && has_log(&vfs, &log)? {
+        // An etcd that runs on it holds a lock on its database, and none on its log that counts.
+        database::applied(&left)?;
+    }
     let mut founding = None;
     if !has_log(&vfs, &log)? {
         let new = Founding::find(config, client).await?;
         make_private(&config.data_dir)?;
         vfs.create_dir(&folder)
             .with_context(|| format!("could not make {}", folder.display()))?;
-        create_log(&vfs, &log, &folder, new.metadata())?;
+        create_log(config, &vfs, &log, &folder, new.metadata())?;
         founding = Some(new);
     }
-    let (mut wal, mut recovered) = open_log(&vfs, &log)?;
+    // The newest record of a snapshot is where the log begins, if there is the state for it.
+    let (mut wal, mut recovered) = open_log(config, &vfs, &log, u64::MAX)?;
     if let Some(repair) = &recovered.repair {
         warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
             "cut a torn tail off the log; nothing in it was acknowledged");
@@ -79,9 +118,14 @@ pub(crate) async fn open(
         metadata.node_id, metadata.cluster_id
     );
     engine::claim(&folder.join(ENGINE), &owner).context("could not open the engine")?;
-    let engine = RocksEngine::open(&folder.join(ENGINE), &engine::Options::default())
-        .context("could not open the engine")?;
-    let engine = Arc::new(engine);
+    let engines = Engines::new(folder.join(ENGINE));
+    let snapshots = folder.join(SNAPSHOTS);
+    let engine = Arc::new(newest_state(
+        &engines,
+        &folder,
+        &owner,
+        recovered.start.mark.index,
+    )?);
     let machine = Machine::open(
         Arc::clone(&engine),
         state::Options {
@@ -92,17 +136,33 @@ pub(crate) async fn open(
         },
     )?;
     let applied = machine.published().applied.index;
+    if applied < recovered.start.mark.index {
+        // A snapshot that never came to be the state; the log may reach further back.
+        drop(wal);
+        (wal, recovered) = open_log(config, &vfs, &log, applied).with_context(|| {
+            format!(
+                "the engine in {} ends at entry {applied}, and the log begins behind it: parts of \
+                 this member's data are missing. {REPLACE}",
+                folder.join(ENGINE).display()
+            )
+        })?;
+    }
     let last = wal.last_index();
     ensure!(
         applied <= last,
         "the engine in {} holds entry {applied}, but the log in {} ends at {last}: parts of the \
-         log are missing. Put the log back, or remove this member from the cluster, delete its \
-         data directory and add it again",
+         log are missing. {REPLACE}",
         folder.join(ENGINE).display(),
         log.display()
     );
     let boot = boot(&wal, &machine, recovered, applied)?;
     let published = machine.published();
+    ensure!(
+        applied == 0 || !published.members.is_empty(),
+        "the state in {} has no members: an etcd before 3.6 keeps them elsewhere; upgrade it to \
+         3.6 first, and let it run once",
+        folder.display()
+    );
     let members = match (published.members.is_empty(), founding) {
         (false, _) => published.members.iter().cloned().collect(),
         (true, Some(founding)) => founding.members,
@@ -122,9 +182,75 @@ pub(crate) async fn open(
         members,
         wal,
         engine,
+        engines,
+        snapshot_folder: snapshots,
         machine,
         boot,
     })
+}
+
+/// The engine with the newest state that lies here: its own, or one made of the database that an
+/// etcd left, or of one that came with the snapshot of entry `snapshot`. What is older is put
+/// aside, never deleted.
+fn newest_state(
+    engines: &Engines,
+    folder: &Path,
+    owner: &str,
+    snapshot: u64,
+) -> anyhow::Result<RocksEngine> {
+    let own = match engines.exists() {
+        true => {
+            let engine = engines.open()?;
+            let applied = state::persisted(&engine)?.map_or(0, |state| state.applied.index);
+            Some((engine, applied))
+        }
+        false => None,
+    };
+    let own_applied = own.as_ref().map_or(0, |(_, applied)| *applied);
+    let snapshots = folder.join(SNAPSHOTS);
+    let left = snapshots.join(DATABASE);
+    let left = left.exists().then_some(left);
+    let left_applied = match &left {
+        Some(left) => database::applied(left)?.index,
+        None => 0,
+    };
+    let received = super::snapshots::received(&snapshots)
+        .with_context(|| format!("could not look into {}", snapshots.display()))?
+        .into_iter()
+        .find(|(index, _)| *index == snapshot);
+    let engine = match (own, received, &left) {
+        (own, Some((index, file)), _) if index > own_applied.max(left_applied) => {
+            drop(own);
+            info!(index, file = %file.display(), "installing a snapshot that was received");
+            engines.import(&file, None)?
+        }
+        (mut own, _, Some(left)) if left_applied > own_applied || own.is_none() => {
+            if own.take().is_some() {
+                put_aside(&folder.join(ENGINE))?;
+                engine::claim(&folder.join(ENGINE), owner)?;
+            }
+            info!(index = left_applied, file = %left.display(), "taking over a database of etcd");
+            engines.import(left, None)?
+        }
+        (Some((engine, _)), ..) => engine,
+        (None, ..) => engines.open()?,
+    };
+    if let Some(left) = left {
+        // The engine goes on from here: an etcd that opened the database again would go back.
+        put_aside(&left)?;
+    }
+    Ok(engine)
+}
+
+/// Renames what is not used any more, durably, and keeps it.
+fn put_aside(path: &Path) -> anyhow::Result<()> {
+    let aside = path.with_extension("superseded");
+    let folder = path.parent().unwrap_or(path);
+    std::fs::rename(path, &aside)
+        .and_then(|()| std::fs::File::open(folder)?.sync_all())
+        .with_context(|| format!("could not put {} aside", path.display()))?;
+    info!(to = %aside.display(), "put older data aside");
+    Ok(())
 }
 
 fn boot(
@@ -135,7 +261,9 @@ fn boot(
 ) -> anyhow::Result<Boot> {
     let (first_index, last_index) = (wal.first_index(), wal.last_index());
     let reader = wal.reader();
-    let terms = consensus::term_runs(first_index, last_index, |index| reader.term(index));
+    // Raft looks at the term of the entry before the first one, too.
+    let known = first_index.saturating_sub(1).max(1);
+    let terms = consensus::term_runs(known, last_index, |index| reader.term(index));
     let last_term = reader.term(last_index).unwrap_or_default();
     Ok(Boot {
         hard_state: in_the_term_of_the_log(recovered.hard_state, last_term),
@@ -280,6 +408,7 @@ fn has_log(vfs: &OsVfs, log: &Path) -> anyhow::Result<bool> {
 }
 
 fn create_log(
+    config: &Config,
     vfs: &Arc<OsVfs>,
     log: &Path,
     folder: &Path,
@@ -296,13 +425,33 @@ fn create_log(
         vfs.create_dir(parent)
             .with_context(|| format!("could not make {}", parent.display()))?;
     }
-    let created = Wal::create(Arc::clone(vfs), log, metadata, wal::Options::default());
+    let database = folder.join(SNAPSHOTS).join(DATABASE);
+    ensure!(
+        !database.exists(),
+        "{} is a database of etcd, but there is no log in {}: give --wal-dir as that etcd had it, \
+         or make a data directory of the database with 'etcdutl snapshot restore'",
+        database.display(),
+        log.display()
+    );
+    let created = Wal::create(Arc::clone(vfs), log, metadata, log_options(config));
     created.with_context(|| format!("could not make the log {}", log.display()))?;
     Ok(())
 }
 
-fn open_log(vfs: &Arc<OsVfs>, log: &Path) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
-    Wal::open(Arc::clone(vfs), log, 0, wal::Options::default())
+fn log_options(config: &Config) -> wal::Options {
+    wal::Options {
+        segment_bytes: config.wal_segment_bytes,
+        ..wal::Options::default()
+    }
+}
+
+fn open_log(
+    config: &Config,
+    vfs: &Arc<OsVfs>,
+    log: &Path,
+    at_most: u64,
+) -> anyhow::Result<(Wal<OsVfs>, wal::Recovered)> {
+    Wal::open(Arc::clone(vfs), log, at_most, log_options(config))
         .with_context(|| format!("could not open the log {}", log.display()))
 }
 
@@ -358,18 +507,6 @@ fn founding_entries(members: &[Member]) -> (Vec<Entry>, HardState) {
         commit: Some(count),
     };
     (entries.collect(), hard_state)
-}
-
-/// A data directory that etcd wrote cannot be taken over yet, and must not be damaged.
-fn refuse_etcds(folder: &Path) -> anyhow::Result<()> {
-    let database: PathBuf = folder.join("snap").join("db");
-    ensure!(
-        !database.exists(),
-        "{} is a data directory of etcd; taking one over is not there yet. Start cairn with \
-         another --data-dir",
-        database.display()
-    );
-    Ok(())
 }
 
 /// Makes a directory that only its owner may look into, as etcd does, durably.
@@ -430,7 +567,7 @@ mod tests {
             let made = Wal::create(Arc::clone(&vfs), &log, founding.metadata(), options);
             made.unwrap().append(&entries[..whole], None, true).unwrap();
             for _ in 0..2 {
-                let (mut wal, mut recovered) = open_log(&vfs, &log).unwrap();
+                let (mut wal, mut recovered) = open_log(&config, &vfs, &log, u64::MAX).unwrap();
                 if is_unfounded(&config, &wal, &recovered) {
                     found(&config, &log, &founding, &mut wal, &mut recovered).unwrap();
                 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use consensus::{Append, FetchRequest};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
-use wal::{OsVfs, Reader, Wal};
+use wal::{OsVfs, Reader, SnapshotMark, Wal};
 
 use super::{
     raft::{Outbox, RaftInput},
@@ -25,6 +25,15 @@ pub(crate) fn write(
     let state = append.hard_state.as_ref();
     let mut wal = wal.lock();
     let before = wal.appended_bytes();
+    if let Some(snapshot) = &append.snapshot {
+        let mark = SnapshotMark {
+            index: snapshot.index.unwrap_or_default(),
+            term: snapshot.term.unwrap_or_default(),
+        };
+        let members = snapshot.conf_state.clone().unwrap_or_default();
+        let hard_state = state.copied().unwrap_or_default();
+        wal.restart_at(mark, members, &hard_state)?;
+    }
     wal.append(&append.entries, state, false)?;
     let write = began.elapsed();
     let bytes = wal.appended_bytes() - before;

@@ -3,7 +3,8 @@
 //!
 //! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
-//! answers clients, `peers.rs` other members.
+//! answers clients, `peers.rs` other members. `snapshots.rs` is the state as a whole, `truncate.rs`
+//! keeps the log short.
 
 mod apply;
 mod backend;
@@ -13,8 +14,10 @@ mod membership;
 mod peers;
 mod raft;
 mod shared;
+mod snapshots;
 mod tasks;
 mod telemetry;
+mod truncate;
 mod watches;
 
 use std::{
@@ -42,7 +45,7 @@ use crate::security::Secured;
 
 pub(crate) use self::{
     backend::NodeBackend,
-    bootstrap::{NoAnswer, has_data, make_private},
+    bootstrap::{NoAnswer, Places, has_data, make_private},
     shared::Ended,
 };
 
@@ -97,6 +100,7 @@ impl Node {
         let shared = Arc::new(Shared::new(Parts {
             settings,
             engine: parts.engine,
+            snapshot_folder: parts.snapshot_folder,
             published: parts.machine.published(),
             lessor: parts.machine.lessor(),
             tls: secured.all(),
@@ -122,11 +126,14 @@ impl Node {
         let apply = ApplyThread {
             machine: parts.machine,
             shared: Arc::clone(&shared),
+            engines: parts.engines,
+            flush_at: apply::FLUSH_AT_LOG_BYTES.min(config.wal_segment_bytes as usize / 2),
             inputs: apply_inputs,
             chores,
             log_bytes: 0,
             compacting: None,
         };
+        let for_truncation = Arc::clone(&wal);
         let for_log = Arc::clone(&shared);
         let for_fetches = Arc::clone(&shared);
         let threads = vec![
@@ -139,7 +146,12 @@ impl Node {
             })?,
             spawn(&shared, "apply", move || apply.run())?,
         ];
-        let tasks = tasks::spawn(&shared, config.progress_interval, chores_inbox);
+        let mut tasks = tasks::spawn(&shared, config.progress_interval, chores_inbox);
+        let policy = truncate::Policy {
+            segment_bytes: config.wal_segment_bytes,
+            catch_up_entries: config.catch_up_entries,
+        };
+        tasks.spawn(truncate::run(Arc::clone(&shared), for_truncation, policy));
         Ok(Self {
             shared,
             threads,

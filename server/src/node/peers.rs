@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use peer::{Answer, Client, Config, Handler, Transport};
+use peer::{Answer, Client, Config, Handler, SnapshotBody, Transport};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member as MemberProto},
@@ -20,6 +20,7 @@ use super::{
     membership,
     raft::RaftInput,
     shared::{Ended, PROPOSAL_UNIT, STEP_BYTES, Shared},
+    snapshots,
 };
 
 /// How long a connection must have lasted to count, as etcd's health interval.
@@ -197,7 +198,23 @@ impl Handler for NodeHandler {
     }
 
     fn report_snapshot(&self, id: u64, ok: bool) {
+        self.shared.snapshots.ended(id);
         self.tell(RaftInput::Snapshot(id, ok));
+    }
+
+    fn open_snapshot<'a>(
+        &'a self,
+        message: &'a Message,
+    ) -> Answer<'a, Result<SnapshotBody, String>> {
+        Box::pin(snapshots::open(&self.shared, message))
+    }
+
+    fn receive_snapshot(
+        &self,
+        message: Message,
+        body: SnapshotBody,
+    ) -> Answer<'_, Result<(), String>> {
+        Box::pin(snapshots::receive(&self.shared, message, body))
     }
 
     fn removed(&self) {

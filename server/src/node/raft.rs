@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use parking_lot::Mutex;
 use proto::raftpb::{ConfChange, Entry, Message};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 use wal::{OsVfs, Wal};
 
 use super::{apply::ApplyInput, log, shared::Shared};
@@ -44,6 +44,11 @@ pub(crate) enum RaftInput {
     Unreachable(u64),
     /// A snapshot was received by a member, or was not.
     Snapshot(u64, bool),
+    /// A snapshot of another member, whose database is durable; answered when raft has it durably
+    /// or has no use for it.
+    Received(Box<Message>, Taken),
+    /// The log begins at this entry from now on.
+    Compacted(u64),
     /// A write of the log is durable.
     Persisted(u64),
     /// Entries up to `index` are applied; conf changes among them in order, `None` for a refused
@@ -61,6 +66,9 @@ pub(crate) enum RaftInput {
     /// To end.
     Stop,
 }
+
+/// Tells whether a snapshot was taken, or why not.
+pub(crate) type Taken = oneshot::Sender<Result<(), String>>;
 
 /// Sends messages to other members; never blocks.
 pub(crate) type Outbox = Arc<dyn Fn(Vec<Message>) + Send + Sync>;
@@ -91,6 +99,8 @@ pub(crate) struct Held {
     rounds: HashMap<u64, Round>,
     /// Writes of the log that are under way, with when they began.
     appends: VecDeque<(u64, Instant)>,
+    /// Who waits for a snapshot to be taken: since this round, or until a write is durable.
+    received: Option<(Option<u64>, Taken)>,
     stop: bool,
 }
 
@@ -138,6 +148,18 @@ impl RaftThread {
             }
             RaftInput::Unreachable(id) => self.driver.report_unreachable(id),
             RaftInput::Snapshot(id, ok) => self.driver.report_snapshot(id, ok),
+            RaftInput::Received(message, taken) => {
+                // An earlier one that nobody told of is overtaken.
+                self.held.received = match self.driver.step(*message) {
+                    Ok(()) => Some((None, taken)),
+                    Err(error) => {
+                        let _ = taken.send(Err(error.to_string()));
+                        self.settle("take a snapshot", Err(error));
+                        None
+                    }
+                };
+            }
+            RaftInput::Compacted(first) => self.driver.compacted(first),
             RaftInput::Persisted(number) => self.persisted(number),
             RaftInput::Applied { index, changes } => {
                 for change in changes.into_iter().flatten() {
@@ -229,6 +251,8 @@ impl RaftThread {
         while let Some(output) = self.driver.poll() {
             self.handle(output);
         }
+        // Raft had no use for it, if it is not on its way to the log.
+        self.tell_received(|durable_at| durable_at.is_none());
     }
 
     fn handle(&mut self, output: Output) {
@@ -249,10 +273,18 @@ impl RaftThread {
             (self.outbox)(output.send);
         }
         if let Some(append) = output.append {
+            if append.snapshot.is_some()
+                && let Some((durable_at, _)) = &mut self.held.received
+            {
+                *durable_at = Some(append.number);
+            }
             self.append(append);
         }
+        if let Some(snapshot) = output.install {
+            self.send_to_apply(ApplyInput::Install(snapshot));
+        }
         if !output.apply.is_empty() {
-            self.send_to_apply(output.apply);
+            self.send_to_apply(ApplyInput::Entries(output.apply));
         }
         for read in output.reads {
             if let Some(round) = self.held.rounds.remove(&read.ctx) {
@@ -267,17 +299,19 @@ impl RaftThread {
             self.held.stop = true;
         }
         for peer in output.needs_snapshot {
-            warn!(peer = %format_args!("{peer:x}"), "a member needs a snapshot, which is not there yet");
+            let published = self.shared.published.load_full();
+            if let Some(snapshot) = self.shared.snapshots.offer(peer, published) {
+                let offered = self.driver.offer_snapshot(peer, snapshot);
+                if offered.is_err() {
+                    self.shared.snapshots.ended(peer);
+                }
+                self.settle("offer a snapshot", offered);
+            }
         }
     }
 
-    fn send_to_apply(&mut self, entries: Vec<Entry>) {
-        if self
-            .shared
-            .to_apply
-            .send(ApplyInput::Entries(entries))
-            .is_err()
-        {
+    fn send_to_apply(&mut self, input: ApplyInput) {
+        if self.shared.to_apply.send(input).is_err() {
             self.held.stop = true;
         }
     }
@@ -289,7 +323,7 @@ impl RaftThread {
             let number = append.number;
             // Two wake-ups fewer: nothing else could be done meanwhile.
             match log::write(&self.wal, &self.shared, &append) {
-                Ok(()) => self.driver.persisted(number),
+                Ok(()) => self.persisted(number),
                 Err(error) => self.shared.fatal(error),
             }
             return;
@@ -320,5 +354,14 @@ impl RaftThread {
             self.held.appends.pop_front();
         }
         self.driver.persisted(number);
+        self.tell_received(|durable_at| durable_at.is_some_and(|at| at <= number));
+    }
+
+    /// Tells who waits for a snapshot, if its time has come.
+    fn tell_received(&mut self, is_time: impl FnOnce(Option<u64>) -> bool) {
+        let waits = self.held.received.take_if(|(at, _)| is_time(*at));
+        if let Some((_, taken)) = waits {
+            let _ = taken.send(Ok(()));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{
         Arc, Mutex as StdMutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
@@ -20,7 +21,9 @@ use state::{Error, Lessor, Published, Reply, ids::RequestIds};
 use tls::Tls;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use super::{apply::ApplyInput, raft::RaftInput, telemetry::Counters, watches::Watches};
+use super::{
+    apply::ApplyInput, raft::RaftInput, snapshots::Snapshots, telemetry::Counters, watches::Watches,
+};
 
 /// The state of the keys that readers hold.
 pub(crate) type Snapshot = <RocksEngine as Engine>::Snapshot;
@@ -77,7 +80,10 @@ pub(crate) struct RaftState {
 /// One node.
 pub(crate) struct Shared {
     pub settings: Settings,
-    pub engine: Arc<RocksEngine>,
+    /// The engine in use; a snapshot that is installed brings its own.
+    pub engine: ArcSwap<RocksEngine>,
+    /// What is on its way to and from other members.
+    pub snapshots: Snapshots,
     pub published: ArcSwap<Published<Snapshot>>,
     pub raft: RaftState,
     pub applied: AtomicU64,
@@ -118,6 +124,8 @@ pub(crate) enum Ended {
 pub(crate) struct Parts {
     pub settings: Settings,
     pub engine: Arc<RocksEngine>,
+    /// Where snapshots of other members are kept.
+    pub snapshot_folder: PathBuf,
     pub published: Arc<Published<Snapshot>>,
     pub lessor: Arc<StdMutex<Lessor>>,
     pub tls: Vec<Arc<Tls>>,
@@ -139,7 +147,8 @@ impl Shared {
             compacted: watch::Sender::new(view.compact_revision()),
             published: ArcSwap::new(parts.published),
             settings: parts.settings,
-            engine: parts.engine,
+            engine: ArcSwap::new(parts.engine),
+            snapshots: Snapshots::new(parts.snapshot_folder),
             lessor: parts.lessor,
             tls: parts.tls,
             to_raft: parts.to_raft,

@@ -678,11 +678,11 @@ fn own(shared: &Shared, text: &mut Text) {
     text.gauge(
         "cairn_engine_disk_bytes",
         "Bytes that the engine takes on the disk.",
-        shared.engine.disk_bytes() as f64,
+        shared.engine.load().disk_bytes() as f64,
     );
     text.gauge(
         "cairn_engine_unflushed_bytes",
         "Bytes of the engine in memory that no flush has made durable.",
-        shared.engine.unflushed_bytes() as f64,
+        shared.engine.load().unflushed_bytes() as f64,
     );
 }

@@ -55,6 +55,13 @@ impl Watches {
         locked.wake(wake);
     }
 
+    /// Has watchers read what they missed when another state took the place of this one.
+    pub fn replaced(&self, revision: i64) {
+        let mut locked = self.hub.lock();
+        locked.hub.replaced(revision);
+        self.kick_if_behind(&locked);
+    }
+
     /// Tells watchers that asked for it how far they are.
     pub fn progress_tick(&self) {
         let mut locked = self.hub.lock();
