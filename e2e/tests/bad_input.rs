@@ -307,14 +307,30 @@ fn flags_that_mean_nothing_are_refused_as_etcd_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_data_directory_of_etcd_is_refused_unchanged() {
+async fn a_data_directory_of_etcd_without_its_log_is_refused_unchanged() {
     let place = Place::new();
     let log = place.folder.path().join("etcd.log");
     let mut etcd = Process::of(Command::new(tool("etcd")), &log, &place.arguments(&[]), &[]);
     etcd.wait_for(READY);
     put(&place.url(), "k", "v").await;
+    let besides = Place {
+        folder: tempfile::tempdir().unwrap(),
+        client: free_port(),
+        peer: free_port(),
+    };
+    let mut arguments = besides.arguments(&[]);
+    arguments.push(format!("--data-dir={}", place.data().display()));
+    let mut cairn = Process::cairn(&besides.folder.path().join("log"), &arguments, &[]);
+    assert_eq!(cairn.wait_end().code(), Some(1), "{}", cairn.log());
+    let told = "another process has it open; end that etcd first";
+    assert!(cairn.log().contains(told), "{}", cairn.log());
+    put(&place.url(), "k", "still there").await;
     etcd.kill();
-    place.assert_refuses(&["is a data directory of etcd", "another --data-dir"]);
+    fs::remove_dir_all(place.data().join("member/wal")).unwrap();
+    place.assert_refuses(&[
+        "is a database of etcd",
+        "give --wal-dir as that etcd had it",
+    ]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -138,7 +138,9 @@ async fn write(writer: usize, urls: Vec<String>, book: Book, stop: Arc<AtomicBoo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_lose_nothing_to_kills_in_turns() {
     let folder = tempfile::tempdir().unwrap();
-    let members = ["a", "b", "c"].map(|name| Member::new(Kind::Cairn, name));
+    // The log is shortened all the time, so that some are brought up to date by snapshots.
+    let members =
+        ["a", "b", "c"].map(|name| Member::new(Kind::Cairn, name).with_flags(short(Kind::Cairn)));
     let all: Vec<&Member> = members.iter().collect();
     let launch = |member: &Member| member.launch(folder.path(), &all, "new");
     let mut servers: Vec<Server> = members.iter().map(launch).collect();
@@ -187,6 +189,18 @@ async fn three_members_lose_nothing_to_kills_in_turns() {
         "{KILLS} kills, {} acknowledged writes, none lost",
         book.len()
     );
+}
+
+/// Flags by which either server shortens its log soon.
+fn short(kind: Kind) -> Vec<String> {
+    let flags = match kind {
+        Kind::Cairn => [
+            "--cairn-wal-segment-bytes=65536",
+            "--snapshot-catchup-entries=10",
+        ],
+        Kind::Etcd => ["--snapshot-count=20", "--snapshot-catchup-entries=5"],
+    };
+    flags.map(str::to_owned).to_vec()
 }
 
 /// Adds a learner at `url`, starts it and makes it a voter.
@@ -304,4 +318,73 @@ async fn cairn_joins_leads_and_replaces_real_etcds() {
     assert_eq!(get(cairn.url(), "without etcd").await.as_deref(), Some("3"));
     assert_eq!(get(second.url(), "k19").await.as_deref(), Some("39"));
     agree(&[cairn.url(), second.url()]).await;
+}
+
+/// Each kind brings the other up to date by a snapshot: a Cairn that joins behind what an etcd's log
+/// still has, and an etcd that joins, or comes back, behind what a Cairn's has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_go_both_ways_between_etcd_and_cairn() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = |kind, name: &str| Member::new(kind, name).with_flags(short(kind));
+    let old = member(Kind::Etcd, "old");
+    let mut etcd = old.launch(folder.path(), &[&old], "new");
+    etcd.wait_ready();
+    let value = "v".repeat(3000);
+    for n in 0..120 {
+        put(etcd.url(), &format!("k{}", n % 30), &format!("{n}{value}")).await;
+    }
+    let mut lease = LeaseClient::new(channel(etcd.url()));
+    let grant = LeaseGrantRequest { id: 77, ttl: 6000 };
+    eventually("grant", async || lease.lease_grant(grant).await).await;
+    let attached = PutRequest {
+        key: "leased".into(),
+        lease: 77,
+        ..PutRequest::default()
+    };
+    let mut kv = KvClient::new(channel(etcd.url()));
+    eventually("put", async || kv.put(attached.clone()).await).await;
+
+    let new = member(Kind::Cairn, "new");
+    let (cairn_id, cairn) = grow(etcd.url(), &new, &[&old, &new], folder.path()).await;
+    assert!(cairn.log().contains("applied snapshot"), "{}", cairn.log());
+    agree(&[etcd.url(), cairn.url()]).await;
+    let mut lease = LeaseClient::new(channel(cairn.url()));
+    let ask = LeaseTimeToLiveRequest { id: 77, keys: true };
+    let left = eventually("lease", async || lease.lease_time_to_live(ask).await).await;
+    assert_eq!(left.into_inner().keys, ["leased"]);
+
+    // Now the Cairn leads, shortens its log, and an etcd joins.
+    let mut maintenance = MaintenanceClient::new(channel(etcd.url()));
+    let to = MoveLeaderRequest {
+        target_id: cairn_id,
+    };
+    eventually("move", async || maintenance.move_leader(to).await).await;
+    assert_eq!(leader(cairn.url()).await, cairn_id);
+    for n in 0..300 {
+        put(cairn.url(), &format!("k{}", n % 40), &format!("{n}{value}")).await;
+    }
+    let began = Instant::now();
+    while !cairn.log().contains("compacted Raft logs") {
+        assert!(began.elapsed() < LIMIT, "{}", cairn.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let third = member(Kind::Etcd, "third");
+    let all = [&old, &new, &third];
+    let (_, mut joined) = grow(cairn.url(), &third, &all, folder.path()).await;
+    assert!(cairn.log().contains("sent a snapshot"), "{}", cairn.log());
+    assert!(
+        joined.log().contains("applied snapshot"),
+        "{}",
+        joined.log()
+    );
+    agree(&[etcd.url(), cairn.url(), joined.url()]).await;
+    // What it got is good for more than this run.
+    joined.kill();
+    put(cairn.url(), "while it is away", "1").await;
+    joined.restart();
+    agree(&[etcd.url(), cairn.url(), joined.url()]).await;
+    etcd.kill();
+    put(joined.url(), "without the first", "1").await;
+    etcd.restart();
+    agree(&[etcd.url(), cairn.url(), joined.url()]).await;
 }

@@ -1,22 +1,78 @@
 //! One member: its disk, what runs on it, and what its threads have still to do.
 
-use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use consensus::{Append, Boot, Config, Driver, Output, ReadReady};
 use mvcc::{Engine, MemEngine};
 use prost::Message as _;
-use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message};
-use state::{Error, Machine, Member, Options, Reply, members};
-use wal::{MemVfs, Metadata, Wal};
+use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message, Snapshot, SnapshotMetadata};
+use state::{BucketRow, BucketSink, BucketSource, Error, Machine, Member, Options, Reply, members};
+use wal::{MemVfs, Metadata, SnapshotMark, Wal};
 
-/// Small, so that the log is cut often.
-const SEGMENT_BYTES: u64 = 16 << 10;
+/// Small, so that the log is cut often, and shortened.
+const SEGMENT_BYTES: u64 = 4 << 10;
+/// Entries that are kept for members that lag a little.
+const CATCH_UP: u64 = 10;
 const LOG: &str = "/wal";
 
 /// What survives a crash, as far as it does.
 pub(crate) struct Disk {
     pub files: Arc<MemVfs>,
     pub engine: Arc<MemEngine>,
+    /// The databases of snapshots that came, which were synced before raft heard of them.
+    pub received: BTreeMap<u64, Arc<Buckets>>,
+}
+
+/// A whole state, as etcd's database has it.
+#[derive(Debug, Default)]
+pub(crate) struct Buckets(Vec<(String, Vec<(Bytes, Bytes)>)>);
+
+impl BucketSink for Buckets {
+    type Error = Infallible;
+
+    fn bucket(&mut self, name: &str) -> Result<(), Infallible> {
+        self.0.push((name.to_owned(), Vec::new()));
+        Ok(())
+    }
+
+    fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), Infallible> {
+        let row = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        self.0.last_mut().unwrap().1.push(row);
+        Ok(())
+    }
+}
+
+impl BucketSource for Buckets {
+    type Error = Infallible;
+
+    fn buckets(&self) -> Result<Vec<Vec<u8>>, Infallible> {
+        let names = self.0.iter().map(|(name, _)| name.as_bytes().to_vec());
+        Ok(names.collect())
+    }
+
+    fn rows(
+        &self,
+        bucket: &[u8],
+    ) -> Result<impl Iterator<Item = BucketRow<Infallible>>, Infallible> {
+        let of = self
+            .0
+            .iter()
+            .filter(move |(name, _)| name.as_bytes() == bucket);
+        Ok(of.flat_map(|(_, rows)| rows.iter().cloned().map(Ok)))
+    }
+}
+
+/// What waits for apply.
+pub(crate) enum ToApply {
+    Entries(Vec<Entry>),
+    Install(SnapshotMetadata),
 }
 
 /// A running member.
@@ -29,7 +85,11 @@ pub(crate) struct Node {
     /// Writes of the log that wait for the disk.
     pub appends: VecDeque<Append>,
     /// Committed entries that wait for apply.
-    pub to_apply: VecDeque<Vec<Entry>>,
+    pub to_apply: VecDeque<ToApply>,
+    /// States that this member sends, by their index.
+    pub sends: BTreeMap<u64, Arc<Buckets>>,
+    /// Snapshots that took the place of its state.
+    pub installed: usize,
     /// Reads that wait for their index.
     pub reads: Vec<ReadReady>,
     /// Ticks that the oldest write has waited.
@@ -73,6 +133,7 @@ impl Disk {
         Self {
             files,
             engine: Arc::default(),
+            received: BTreeMap::new(),
         }
     }
 
@@ -81,6 +142,7 @@ impl Disk {
         Self {
             files: Arc::new(self.files.crash(chance)),
             engine: Arc::new(self.engine.crash(chance as usize % 7)),
+            received: self.received.clone(),
         }
     }
 }
@@ -94,9 +156,29 @@ fn wal_options() -> wal::Options {
 
 impl Node {
     /// Starts on a disk, as the server does.
-    pub fn start(id: u64, disk: Disk, seed: u64) -> Self {
-        let (wal, recovered) =
-            Wal::open(Arc::clone(&disk.files), Path::new(LOG), 0, wal_options()).unwrap();
+    pub fn start(id: u64, mut disk: Disk, seed: u64) -> Self {
+        let open = |at_most| {
+            Wal::open(
+                Arc::clone(&disk.files),
+                Path::new(LOG),
+                at_most,
+                wal_options(),
+            )
+            .unwrap()
+        };
+        let (mut wal, mut recovered) = open(u64::MAX);
+        let persisted = state::persisted(&*disk.engine).unwrap();
+        let applied = persisted.map_or(0, |state| state.applied.index);
+        let start = recovered.start.mark.index;
+        if start > applied {
+            match disk.received.get(&start) {
+                Some(state) => disk.engine = filled(state),
+                None => {
+                    drop(wal);
+                    (wal, recovered) = open(applied);
+                }
+            }
+        }
         let options = Options {
             member_id: id,
             quota_bytes: -1,
@@ -108,7 +190,8 @@ impl Node {
         let (first_index, last_index) = (wal.first_index(), wal.last_index());
         assert!(applied <= last_index, "the engine is ahead of the log");
         let reader = wal.reader();
-        let terms = consensus::term_runs(first_index, last_index, |index| reader.term(index));
+        let known = first_index.saturating_sub(1).max(1);
+        let terms = consensus::term_runs(known, last_index, |index| reader.term(index));
         let boot = Boot {
             hard_state: recovered.hard_state,
             conf_state: machine.conf_state(),
@@ -129,6 +212,8 @@ impl Node {
             disk,
             appends: VecDeque::new(),
             to_apply: VecDeque::new(),
+            sends: BTreeMap::new(),
+            installed: 0,
             reads: Vec::new(),
             age: 0,
             hangs: false,
@@ -144,11 +229,19 @@ impl Node {
             apply,
             reads,
             fetch,
+            install,
+            needs_snapshot,
             ..
         } = self.driver.poll()?;
         self.appends.extend(append);
+        if let Some(snapshot) = install {
+            self.to_apply.push_back(ToApply::Install(snapshot));
+        }
         if !apply.is_empty() {
-            self.to_apply.push_back(apply);
+            self.to_apply.push_back(ToApply::Entries(apply));
+        }
+        for peer in needs_snapshot {
+            self.offer(peer);
         }
         self.reads.extend(reads);
         if let Some(request) = fetch {
@@ -169,6 +262,14 @@ impl Node {
             return Vec::new();
         };
         let state = append.hard_state.as_ref();
+        if let Some(snapshot) = &append.snapshot {
+            let mark = SnapshotMark {
+                index: snapshot.index(),
+                term: snapshot.term(),
+            };
+            let members = snapshot.conf_state.clone().unwrap();
+            self.wal.restart_at(mark, members, state.unwrap()).unwrap();
+        }
         self.wal
             .append(&append.entries, state, append.must_sync && !self.forgets)
             .unwrap();
@@ -179,7 +280,13 @@ impl Node {
 
     /// Applies the oldest committed entries, as the apply thread does.
     pub fn apply(&mut self, now: Duration) -> Option<Applied> {
-        let entries = self.to_apply.pop_front()?;
+        let entries = match self.to_apply.pop_front()? {
+            ToApply::Entries(entries) => entries,
+            ToApply::Install(snapshot) => {
+                self.install(&snapshot, now);
+                Vec::new()
+            }
+        };
         let outcome = self.machine.apply(&entries, now, &|_| true).unwrap();
         if !outcome.conf_changes.is_empty() {
             self.disk.engine.flush_all(true).unwrap();
@@ -194,6 +301,56 @@ impl Node {
             entries,
             replies: outcome.replies,
         })
+    }
+
+    /// Offers the state of now to a member that is behind the log.
+    fn offer(&mut self, peer: u64) {
+        let published = self.machine.published();
+        let mut state = Buckets::default();
+        state::export(published.view.snapshot(), &mut state).unwrap();
+        let snapshot = Snapshot {
+            data: Some(state::v2_store(&published).into()),
+            metadata: Some(SnapshotMetadata {
+                conf_state: Some(published.members.conf_state()),
+                index: Some(published.applied.index),
+                term: Some(published.applied.term),
+            }),
+        };
+        if self.driver.offer_snapshot(peer, snapshot).is_ok() {
+            self.sends.insert(published.applied.index, Arc::new(state));
+        }
+    }
+
+    /// Another member's state takes the place of this one's.
+    fn install(&mut self, snapshot: &SnapshotMetadata, now: Duration) {
+        let engine = filled(&self.disk.received[&snapshot.index()]);
+        self.disk.engine = Arc::clone(&engine);
+        let replaced = self.machine.replace(engine, now).unwrap();
+        assert_eq!(replaced.published.applied.index, snapshot.index());
+        self.installed += 1;
+    }
+
+    /// Shortens the log, as the server does.
+    pub fn truncate(&mut self) {
+        let Some(persisted) = state::persisted(&*self.disk.engine).unwrap() else {
+            return;
+        };
+        let applied = persisted.applied;
+        if applied.index <= self.wal.first_index() {
+            return;
+        }
+        let mark = SnapshotMark {
+            index: applied.index,
+            term: applied.term,
+        };
+        self.wal
+            .save_snapshot_mark(mark, persisted.conf_state)
+            .unwrap();
+        let keep = applied
+            .index
+            .min(self.wal.last_index().saturating_sub(CATCH_UP));
+        self.wal.release(keep).unwrap();
+        self.driver.compacted(self.wal.first_index());
     }
 
     fn apply_conf_change(&mut self, change: &ConfChange) {
@@ -213,4 +370,11 @@ impl Node {
         };
         self.driver.tick(self.age);
     }
+}
+
+/// An engine with a state, durable.
+fn filled(state: &Buckets) -> Arc<MemEngine> {
+    let engine = MemEngine::default();
+    state::import(&engine, state).unwrap();
+    Arc::new(engine)
 }

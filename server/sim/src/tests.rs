@@ -32,12 +32,14 @@ fn a_cluster_keeps_its_promises_whatever_happens() {
         all.reads += report.reads;
         all.crashes += report.crashes;
         all.leaders += report.leaders;
+        all.snapshots += report.snapshots;
     }
     println!("{runs} runs: {all:?}");
     // A world in which nothing happens would promise anything.
     let runs = runs as usize;
     assert!(all.acknowledged > 20 * runs, "{all:?}");
     assert!(all.crashes > 20 * runs, "{all:?}");
+    assert!(all.snapshots > runs / 2, "{all:?}");
     assert!(all.reads > runs && all.leaders > runs, "{all:?}");
 }
 

@@ -15,7 +15,7 @@ use proto::{
         LeaseRevokeRequest, PutRequest, RangeRequest, RequestHeader, RequestOp, TxnRequest,
         request_op::Request,
     },
-    raftpb::{Entry, Message},
+    raftpb::{Entry, Message, MessageType},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use state::{Error, Member, Reply};
@@ -58,6 +58,8 @@ pub struct Report {
     pub crashes: usize,
     /// Terms that had a leader.
     pub leaders: usize,
+    /// Snapshots that members installed.
+    pub snapshots: usize,
 }
 
 /// Everything there is.
@@ -146,12 +148,14 @@ impl World {
             }
             975..985 if !self.network.is_empty() => {
                 let which = self.rng.random_range(0..self.network.len());
-                self.network.swap_remove(which);
+                let message = self.network.swap_remove(which);
+                self.lose(&message);
             }
             985..992 if !self.network.is_empty() => {
                 let which = self.rng.random_range(0..self.network.len());
                 self.network.push(self.network[which].clone());
             }
+            993 => self.node(id).truncate(),
             992 => {
                 let to = self.rng.random_range(1..=MEMBERS);
                 self.node(id).driver.transfer_leader(to);
@@ -180,7 +184,16 @@ impl World {
     fn send(&mut self, messages: Vec<Message>) {
         self.network.extend(messages);
         let surplus = self.network.len().saturating_sub(UNDER_WAY);
-        self.network.drain(..surplus);
+        let lost: Vec<Message> = self.network.drain(..surplus).collect();
+        lost.iter().for_each(|message| self.lose(message));
+    }
+
+    /// A message does not arrive. Of one that carries a snapshot its sender hears.
+    fn lose(&mut self, message: &Message) {
+        if message.r#type() == MessageType::MsgSnap {
+            let driver = &mut self.node(message.from()).driver;
+            driver.report_snapshot(message.to(), false);
+        }
     }
 
     /// Delivers any of the messages under way, so order means nothing.
@@ -196,10 +209,24 @@ impl World {
     fn step(&mut self, message: Message) {
         let (from, to) = (message.from(), message.to());
         if self.cut_off.contains(&from) || self.cut_off.contains(&to) {
-            return;
+            return self.lose(&message);
         }
-        if let Err(error) = self.node(to).driver.step(message) {
+        let is_snapshot = message.r#type() == MessageType::MsgSnap;
+        if is_snapshot {
+            let index = message.snapshot.as_ref().unwrap().metadata.as_ref();
+            let index = index.unwrap().index();
+            let Some(state) = self.node(from).sends.get(&index).cloned() else {
+                // Its sender crashed meanwhile, and with it the connection.
+                return self.lose(&message);
+            };
+            self.node(to).disk.received.insert(index, state);
+        }
+        let stepped = self.node(to).driver.step(message);
+        if let Err(error) = &stepped {
             assert!(!error.is_fatal(), "{error}");
+        }
+        if is_snapshot {
+            self.node(from).driver.report_snapshot(to, stepped.is_ok());
         }
     }
 
@@ -208,6 +235,7 @@ impl World {
         let chance = self.rng.random();
         let seed = self.rng.random();
         let disk = self.node(id).disk.crash(chance);
+        self.report.snapshots += self.node(id).installed;
         let forgets = self.node(id).forgets;
         self.nodes.insert(id, Node::start(id, disk, seed));
         self.node(id).forgets = forgets;
@@ -412,6 +440,8 @@ impl World {
         self.report.acknowledged = self.acknowledged.len();
         self.report.applied = *self.history.last_key_value().unwrap().0;
         self.report.leaders = self.leaders.len();
+        let installed = self.nodes.values().map(|node| node.installed);
+        self.report.snapshots += installed.sum::<usize>();
         self.report
     }
 
