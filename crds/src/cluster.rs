@@ -157,6 +157,7 @@ pub enum PullPolicy {
 /// Settings of the server. What is unset is etcd's default.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.electionTimeout) ? self.electionTimeout : 1000) >= 5 * (has(self.heartbeatInterval) ? self.heartbeatInterval : 100)").message("electionTimeout (1000 when unset) is at least five times heartbeatInterval (100 when unset): the server does not start otherwise"))]
 pub struct EtcdSettings {
     /// Size of the database above which writes are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

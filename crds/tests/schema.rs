@@ -58,6 +58,11 @@ fn what_may_be_created() {
             "db",
             json!({ "etcd": { "extraArgs": [{ "name": "snapshot-count", "value": "1" }] } }),
         ),
+        (
+            "db",
+            json!({ "etcd": { "heartbeatInterval": 200, "electionTimeout": 1000 } }),
+        ),
+        ("db", json!({ "etcd": { "electionTimeout": 500 } })),
     ] {
         assert_eq!(refusals(&cluster(name, spec.clone())), "", "{name} {spec}");
     }
@@ -85,6 +90,16 @@ fn what_may_not_be_created() {
             "db",
             json!({ "etcd": { "quotaBackendBytes": "0" } }),
             "quotaBackendBytes is a positive",
+        ),
+        (
+            "db",
+            json!({ "etcd": { "heartbeatInterval": 201 } }),
+            "at least five times heartbeatInterval",
+        ),
+        (
+            "db",
+            json!({ "etcd": { "electionTimeout": 499 } }),
+            "at least five times heartbeatInterval",
         ),
         (
             "db",
