@@ -354,6 +354,8 @@ impl Wanted<'_> {
             "name": "cairn",
             "image": self.image(),
             "imagePullPolicy": pull,
+            // Of a server that ends without a word of its own, its last lines say why.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "command": ["/usr/local/bin/cairn"],
             "args": self.arguments(number),
             "env": [

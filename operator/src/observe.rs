@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
-        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
+        core::v1::{ConfigMap, ContainerStateTerminated, PersistentVolumeClaim, Pod, Service},
         policy::v1::PodDisruptionBudget,
         storage::v1::StorageClass,
     },
@@ -20,6 +20,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use record::{RECORD_FILE, Record, Termination};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{
     Error, Settings,
@@ -30,6 +31,14 @@ use crate::{
 
 /// How long the API server has to answer a question.
 const READ: Duration = Duration::from_secs(15);
+/// Exit code of a server that cannot read its flags, as etcd's.
+const USAGE: u8 = 2;
+/// Reason of a [`PodSeen::refused`] with that exit code.
+pub const INVALID_FLAGS: &str = "InvalidFlags";
+/// How much of what a container said last is told.
+const LAST_LINES: usize = 3;
+/// See [`LAST_LINES`].
+const LAST_CHARS: usize = 300;
 
 /// What a plan is made from.
 #[derive(Clone, Debug)]
@@ -509,6 +518,13 @@ fn pod_seen(pod: &Pod) -> PodSeen {
     let running = state.is_some_and(|state| state.running.is_some());
     let refused = ended.as_ref().and_then(|ended| {
         let words = ended.message.as_deref().unwrap_or_default();
+        if ended.exit_code == i32::from(USAGE) {
+            return Some(Termination {
+                reason: INVALID_FLAGS.to_owned(),
+                message: last_words(words),
+                exit_code: USAGE,
+            });
+        }
         let said: Option<Termination> = serde_json::from_str(words).ok();
         // What made the server refuse may be undone: once it runs ready again it is past.
         said.filter(|said| i32::from(said.exit_code) == ended.exit_code)
@@ -558,11 +574,37 @@ fn trouble(pod: &Pod) -> Option<String> {
             .last_state
             .as_ref()
             .and_then(|last| last.terminated.as_ref());
-        let ended = ended.map(|ended| format!(", last exit code {}", ended.exit_code));
+        let ended = ended.map(|ended| format!(", last with {}", end(ended)));
         return Some(format!("{reason}: {message}{}", ended.unwrap_or_default()));
     }
-    let ended = state.terminated.as_ref()?;
-    Some(format!("ended with exit code {}", ended.exit_code))
+    Some(format!("ended with {}", end(state.terminated.as_ref()?)))
+}
+
+fn end(ended: &ContainerStateTerminated) -> String {
+    let words = last_words(ended.message.as_deref().unwrap_or_default());
+    match words.is_empty() {
+        true => format!("exit code {}", ended.exit_code),
+        false => format!("exit code {}: {words}", ended.exit_code),
+    }
+}
+
+/// What a container said last, in a line: of log lines only their message and error, since times
+/// would differ at each end.
+fn last_words(log: &str) -> String {
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines.map(plain).collect();
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    let text = last.join("; ");
+    text.chars().take(LAST_CHARS).collect()
+}
+
+fn plain(line: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(line) else {
+        return line.to_owned();
+    };
+    let said = ["msg", "message", "error"].map(|key| fields.get(key).and_then(Value::as_str));
+    let said: Vec<&str> = said.into_iter().flatten().collect();
+    said.join(": ")
 }
 
 /// Looks at the classes of claims that are to grow.
@@ -626,5 +668,56 @@ impl Observed {
             .filter(|seen| matches!(seen.answer, Some(Ok(_))));
         let pods = answered.filter_map(|seen| seen.pod.as_ref());
         pods.filter_map(|pod| pod.ip.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn crashed(exit_code: u8, words: &str) -> PodSeen {
+        let pod = json!({
+            "metadata": { "name": "db-0-0" },
+            "status": { "containerStatuses": [{
+                "name": "cairn", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                "state": { "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 20s" } },
+                "lastState": { "terminated": { "exitCode": exit_code, "message": words } },
+            }] },
+        });
+        pod_seen(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn what_a_server_said_last_is_told_without_times() {
+        let log = "{\"ts\":\"12:00\",\"msg\":\"opening\"}\n\n\
+                   {\"ts\":\"12:01\",\"msg\":\"no disk\",\"error\":\"I/O error\"}\n";
+        let seen = crashed(1, log);
+        assert_eq!(
+            seen.trouble.unwrap(),
+            "CrashLoopBackOff: its container ends again and again, last with exit code 1: opening; \
+             no disk: I/O error"
+        );
+        assert_eq!(seen.refused, None);
+        assert!(last_words(&"ä\n".repeat(9000)).chars().count() <= LAST_CHARS);
+        assert!(crashed(137, "").trouble.unwrap().ends_with("exit code 137"));
+    }
+
+    #[test]
+    fn a_server_that_cannot_read_its_flags_has_refused() {
+        let refused = crashed(2, "flag provided but not defined: -x\n").refused;
+        assert_eq!(
+            refused.unwrap(),
+            Termination {
+                reason: INVALID_FLAGS.into(),
+                message: "flag provided but not defined: -x".into(),
+                exit_code: 2,
+            }
+        );
+        let own = json!({ "reason": "DataLost", "message": "gone", "exitCode": 64 }).to_string();
+        assert_eq!(crashed(64, &own).refused.unwrap().reason, "DataLost");
+        // One that ended with another code than it says did not say it.
+        assert_eq!(crashed(65, &own).refused, None);
     }
 }

@@ -17,7 +17,7 @@ use record::{Action, Record};
 
 use crate::{
     etcd::Member,
-    observe::{Foreign, Observed, Seen, Target, version},
+    observe::{Foreign, INVALID_FLAGS, Observed, Seen, Target, version},
     report,
 };
 
@@ -609,6 +609,17 @@ fn trouble(facts: &Facts<'_>) -> Option<Verdict> {
         let refused = seen.pod.as_ref().and_then(|pod| pod.refused.as_ref());
         if let Some(refused) = refused {
             let member = facts.seen.names.member(*number);
+            if refused.reason == INVALID_FLAGS {
+                return Some(Verdict::stalled(
+                    "InvalidExtraArgs",
+                    format!(
+                        "member {member} does not take its flags: {}. Changing members is not possible \
+                         yet: delete the EtcdCluster and its claims, and make it anew with other \
+                         spec.etcd.extraArgs",
+                        refused.message
+                    ),
+                ));
+            }
             let reason = match refused.reason.as_str() {
                 "DataLost" => "DataLost",
                 "ForeignData" => "ForeignData",
