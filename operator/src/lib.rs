@@ -2,7 +2,8 @@
 //!
 //! Owns: what of Kubernetes and etcd is looked at ([`observe`]), what is done next ([`plan`], pure
 //! and total), how it is done without taking over what is not ours ([`act`], [`desired`]), what is
-//! told about it ([`report`]), and that only one operator does it ([`lease`]).
+//! told about it ([`report`]), that only one operator does it ([`lease`]), and none under an older
+//! CRD ([`kind`]).
 //!
 //! Must never know: RocksDB, raft, the server's files. It keeps no truth in memory: killed at any
 //! call, the next pass sees what was done and goes on.
@@ -14,6 +15,7 @@
 pub mod act;
 pub mod desired;
 pub mod etcd;
+pub mod kind;
 pub mod lease;
 pub mod names;
 pub mod observe;
@@ -75,6 +77,23 @@ pub enum Error {
         /// Why not.
         source: serde_json::Error,
     },
+    /// The API server serves an older kind than this operator needs.
+    #[error(
+        "the CustomResourceDefinition {crd} has schema {found} and this operator needs {needed}; it \
+         does nothing. Upgrade the CRD first (helm does, unless crds.enabled is false)",
+        crd = kind::CRD,
+        needed = crds::manifests::SCHEMA
+    )]
+    OldKind {
+        /// Its schema's generation; zero when it names none.
+        found: u32,
+    },
+    /// The API server does not serve the kind.
+    #[error(
+        "the CustomResourceDefinition {crd} is not there: install the chart's CRDs",
+        crd = kind::CRD
+    )]
+    NoKind,
     /// Another operator may be at work by now.
     #[error("the lease is lost: another operator may be at work")]
     LeaseLost,
@@ -95,6 +114,8 @@ impl Error {
             Self::NameConflict { .. } => "NameConflict",
             Self::Etcd { .. } => "EtcdRefused",
             Self::Spec { .. } => "InvalidSpec",
+            Self::OldKind { .. } => "OldKind",
+            Self::NoKind => "NoKind",
             Self::LeaseLost => "LeaseLost",
         }
     }

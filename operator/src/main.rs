@@ -4,15 +4,12 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use crds::{EtcdCluster, manifests};
+use crds::EtcdCluster;
 use futures::StreamExt;
-use k8s_openapi::{
-    api::{
-        apps::v1::StatefulSet,
-        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
-        policy::v1::PodDisruptionBudget,
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client, Config, ResourceExt,
@@ -23,6 +20,7 @@ use kube::{
 use operator::{
     Settings,
     etcd::Grpc,
+    kind,
     lease::{Candidate, Fence},
     names, probe,
     reconcile::{Context, on_error, run},
@@ -32,8 +30,6 @@ use tokio::{net::TcpListener, signal::unix, sync::watch};
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
-/// How long the CRD is waited for: a chart may install it after the operator.
-const CRD_WAIT: Duration = Duration::from_secs(120);
 /// How long reconciliations under way may take at the end.
 const GRACE: Duration = Duration::from_secs(12);
 /// Changes that come within this time are reconciled once.
@@ -242,7 +238,7 @@ async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
         .clone()
         .unwrap_or_else(|| config.default_namespace.clone());
     let client = client(config, &telemetry)?;
-    established(&client).await?;
+    kind::wait(&client).await?;
     telemetry.serve();
     let identity = match &args.identity {
         Some(identity) if !identity.is_empty() => identity.clone(),
@@ -260,6 +256,10 @@ async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
         .acquire()
         .await
         .with_context(|| format!("no Lease {} in namespace {namespace}", args.lease_name))?;
+    if let Err(error) = kind::check(&client).await {
+        candidate.release().await;
+        return Err(error.into());
+    }
     let settings = Settings {
         server_image: args.server_image.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -281,11 +281,12 @@ async fn lead(args: &RunArgs, leader: Leader, stop: Stop) -> anyhow::Result<()> 
         mut candidate,
     } = leader;
     let ended = stop.clone().told();
-    let work = controller(args.concurrency, client, Arc::new(context), ended);
+    let work = controller(args.concurrency, client.clone(), Arc::new(context), ended);
     let mut work = tokio::spawn(work);
     tokio::select! {
         // The process ends, and with it whatever is under way.
         lost = candidate.keep() => return Err(lost.into()),
+        old = kind::outdated(&client) => return Err(old.into()),
         () = stop.told() => info!("ending: no new work is begun"),
         done = &mut work => bail!("the controller ended by itself: {done:?}"),
     }
@@ -301,45 +302,6 @@ fn client(config: Config, telemetry: &Telemetry) -> anyhow::Result<Client> {
     config.default_retry = false;
     let builder = ClientBuilder::try_from(config).context("the kubeconfig")?;
     Ok(builder.with_layer(&Counted(telemetry.clone())).build())
-}
-
-/// Waits until the CRD is served, and refuses to work under an older one: fields that we rely on
-/// would be dropped without a word.
-async fn established(client: &Client) -> anyhow::Result<()> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let name = "etcdclusters.cairn.dev";
-    let until = tokio::time::Instant::now() + CRD_WAIT;
-    loop {
-        let found = api
-            .get_opt(name)
-            .await
-            .context("could not read the CustomResourceDefinition")?;
-        if let Some(crd) = found {
-            let schema = crd.annotations().get(manifests::SCHEMA_ANNOTATION);
-            let schema = schema
-                .and_then(|schema| schema.parse::<u32>().ok())
-                .unwrap_or_default();
-            if schema < manifests::SCHEMA {
-                bail!(
-                    "the CustomResourceDefinition {name} has schema {schema} and this operator needs {}: \
-                     upgrade the CRD first (helm does, unless crds.enabled is false)",
-                    manifests::SCHEMA
-                );
-            }
-            let conditions = crd
-                .status
-                .and_then(|status| status.conditions)
-                .unwrap_or_default();
-            let mut conditions = conditions.iter();
-            if conditions.any(|told| told.type_ == "Established" && told.status == "True") {
-                return Ok(());
-            }
-        }
-        if tokio::time::Instant::now() > until {
-            bail!("the CustomResourceDefinition {name} is not there: install the chart's CRDs");
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
 }
 
 /// Reconciles until told to end, and then what is under way.

@@ -16,12 +16,12 @@ mod world;
 use std::{sync::Arc, time::Duration};
 
 use crds::{
-    EtcdCluster, EtcdClusterSpec,
+    EtcdCluster, EtcdClusterSpec, manifests,
     status::{Phase, condition},
 };
-use kube::Client;
+use kube::{Client, CustomResourceExt};
 use operator::{
-    Error, Settings,
+    Error, Settings, kind,
     lease::{Candidate, Fence, LENGTH},
     observe::Observed,
     plan::{Plan, Step, plan},
@@ -655,6 +655,69 @@ fn a_second_operator_takes_over_only_after_the_first_has_stopped() {
         let began = tokio::time::Instant::now();
         third.acquire().await.unwrap();
         assert!(began.elapsed() < LENGTH);
+    });
+}
+
+/// The CRD as a chart of this schema has it, served.
+fn served(schema: u32) -> serde_json::Value {
+    let mut crd = serde_json::to_value(EtcdCluster::crd()).unwrap();
+    crd["metadata"]["annotations"] = json!({ manifests::SCHEMA_ANNOTATION: schema.to_string() });
+    crd["status"] = json!({ "conditions": [{
+        "type": "Established", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "reason": "", "message": "",
+    }] });
+    crd
+}
+
+#[test]
+fn the_kind_is_waited_for_and_an_older_one_is_refused_at_any_time() {
+    runtime().block_on(async {
+        let world = World::new();
+        let client = Client::new(api::Api(world.clone()), NAMESPACE);
+        let put = |crd: serde_json::Value| {
+            let mut world = world.lock();
+            let key = ("customresourcedefinitions", "", kind::CRD);
+            if world.store.get(key.0, key.1, key.2).is_none() {
+                world.store.create(key.0, key.1, crd);
+            } else {
+                world.store.change(key.0, key.1, key.2, |old| *old = crd);
+            }
+        };
+        assert!(matches!(kind::wait(&client).await, Err(Error::NoKind)));
+        // It comes while it is waited for, and is served some time later.
+        let mut young = served(manifests::SCHEMA);
+        young["status"] = json!({});
+        let comes = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            put(young);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            put(served(manifests::SCHEMA));
+        };
+        let (waited, ()) = tokio::join!(kind::wait(&client), comes);
+        waited.unwrap();
+        kind::check(&client).await.unwrap();
+        // A newer one has all that we need.
+        put(served(manifests::SCHEMA + 1));
+        kind::check(&client).await.unwrap();
+        tokio::select! {
+            ended = kind::outdated(&client) => panic!("{ended}"),
+            () = tokio::time::sleep(Duration::from_secs(600)) => {}
+        }
+        let mut unnamed = served(0);
+        unnamed["metadata"]["annotations"] = json!({});
+        for old in [served(0), unnamed] {
+            put(served(manifests::SCHEMA));
+            kind::check(&client).await.unwrap();
+            put(old);
+            for refused in [
+                kind::wait(&client).await.unwrap_err(),
+                kind::check(&client).await.unwrap_err(),
+                kind::outdated(&client).await,
+            ] {
+                assert!(matches!(refused, Error::OldKind { found: 0 }), "{refused}");
+                assert!(refused.to_string().contains("Upgrade the CRD first"));
+            }
+        }
     });
 }
 

@@ -54,6 +54,7 @@ fn kind(plural: &str) -> (&'static str, &'static str) {
         "storageclasses" => ("storage.k8s.io/v1", "StorageClass"),
         "events" => ("events.k8s.io/v1", "Event"),
         "leases" => ("coordination.k8s.io/v1", "Lease"),
+        "customresourcedefinitions" => ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
         other => panic!("the operator asks for {other}, which it has no business with"),
     }
 }
