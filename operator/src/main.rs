@@ -260,6 +260,7 @@ async fn begin(args: &RunArgs) -> anyhow::Result<Leader> {
         candidate.release().await;
         return Err(error.into());
     }
+    telemetry.lead();
     let settings = Settings {
         server_image: args.server_image.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -48,6 +48,7 @@ pub struct Telemetry(Arc<Inner>);
 
 struct Inner {
     registry: Registry,
+    leader: Gauge,
     reconciles: Family<ResultLabel, Counter>,
     durations: Histogram,
     steps: Family<StepLabel, Counter>,
@@ -97,6 +98,12 @@ impl Telemetry {
     /// Metrics at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("cairn_operator");
+        let leader = Gauge::default();
+        registry.register(
+            "leader",
+            "Whether this operator holds the lease",
+            leader.clone(),
+        );
         let reconciles = Family::default();
         registry.register(
             "reconciles",
@@ -135,6 +142,7 @@ impl Telemetry {
         registry.register("cluster_ready", "Whether a cluster is Ready", ready.clone());
         let inner = Inner {
             registry,
+            leader,
             reconciles,
             durations,
             steps,
@@ -218,6 +226,11 @@ impl Telemetry {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.0.phases.get_or_create(&label).set(count);
         }
+    }
+
+    /// From now on the lease is ours: until the process ends.
+    pub fn lead(&self) {
+        self.0.leader.set(1);
     }
 
     /// From now on the operator says that it is ready.
