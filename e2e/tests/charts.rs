@@ -916,6 +916,8 @@ fn the_cluster_s_notes_say_how_to_put_and_what_stays() {
         "service/test-client 2379",
         "put greeting hello",
         "http://test-client.etcd-system.svc:2379",
+        concat!("with the image cairn-operator:", env!("CARGO_PKG_VERSION")),
+        "helm -n etcd-system test test",
         "keeps its disks",
     ] {
         assert!(kept.contains(word), "no {word:?} in: {kept}");
