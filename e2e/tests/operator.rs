@@ -7,6 +7,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -22,6 +24,14 @@ const LIMIT: Duration = Duration::from_secs(240);
 const NS: &str = "store";
 /// The pod with busybox and etcdctl.
 const TOOLS: &str = "tools";
+/// The operator's namespace.
+const OPERATOR_NS: &str = "--namespace=cairn-system";
+const OPERATOR_PODS: &str = "--selector=app.kubernetes.io/name=cairn-operator";
+/// What decides which operator works.
+const LEASE: [&str; 3] = ["lease", "cairn-operator", OPERATOR_NS];
+/// The CustomResourceDefinition, and the annotation with its schema's generation.
+const CRD: &str = "etcdclusters.cairn.dev";
+const SCHEMA: &str = "cairn.dev/schema";
 
 struct Story {
     k8s: Kubernetes,
@@ -34,6 +44,8 @@ fn a_cluster_lives_on_a_real_kubernetes() {
     story.install();
     story.refuse_what_cannot_work();
     story.create_and_use();
+    story.one_operator_leads_and_hands_over();
+    story.say_why_a_member_does_not_start();
     story.lose_the_leaders_pod_while_writing();
     story.wipe_the_status();
     story.drain_a_member();
@@ -41,6 +53,7 @@ fn a_cluster_lives_on_a_real_kubernetes() {
     story.ask_for_what_is_not_there_yet();
     story.lose_a_disk();
     story.delete_and_keep_the_data();
+    story.refuse_an_older_crd();
     story.uninstall();
 }
 
@@ -60,9 +73,9 @@ impl Story {
             "install",
             "cairn-operator",
             &chart,
-            "--namespace=cairn-system",
+            OPERATOR_NS,
             "--create-namespace",
-            "--set=image.registry=cairn.test,serverImage.registry=cairn.test",
+            "--set=image.registry=cairn.test,serverImage.registry=cairn.test,replicas=2",
             "--wait",
             "--timeout=4m",
         ])
@@ -85,6 +98,10 @@ impl Story {
                 "{etcd: {extraArgs: [{name: data-dir, value: /tmp}]}}",
                 "a flag that the operator sets itself",
             ),
+            (
+                "{etcd: {heartbeatInterval: 300}}",
+                "at least five times heartbeatInterval",
+            ),
             ("{version: latest}", "spec.version"),
             ("{replica: 3}", "unknown field"),
         ] {
@@ -94,11 +111,26 @@ impl Story {
         let long = "a".repeat(43);
         let refused = self.try_apply(&cluster(&long, "{}")).unwrap_err();
         assert!(refused.contains("at most 42"), "{refused}");
+        // Only the server knows all of its flags: looked at in a later chapter.
+        let flag = "{replicas: 1, storage: {size: 1Gi, retain: {onDelete: Delete}}, \
+                    etcd: {extraArgs: [{name: frobnicate, value: 'yes'}]}}";
+        self.k8s.apply(&cluster("typo", flag)).unwrap();
     }
 
+    /// By the other chart, whose `--wait` ends when the cluster is Ready.
     fn create_and_use(&self) {
-        let yaml = cluster("db", "{replicas: 1, storage: {size: 1Gi}}");
-        self.k8s.apply(&yaml).unwrap();
+        self.k8s
+            .helm(&[
+                "install",
+                "db",
+                &chart("cairn-cluster"),
+                "--namespace",
+                NS,
+                "--set=spec.replicas=1,spec.storage.size=1Gi,test.image.registry=cairn.test",
+                "--wait",
+                "--timeout=4m",
+            ])
+            .unwrap();
         self.wait_ready("db", 1);
         self.etcdctl("db", &["put", "greeting", "hello"]);
         // Growing from one to three, as a user would with kubectl; an even number is refused.
@@ -132,14 +164,102 @@ impl Story {
             .map(|pod| text(&pod["spec"]["nodeName"]))
             .collect();
         assert_eq!(nodes.len(), 3, "{nodes:?}");
+        self.helm_test("cairn-operator", "cairn-system");
+        self.helm_test("db", NS);
+    }
+
+    /// Its pod writes, reads and deletes a key; helm shows what it said.
+    fn helm_test(&self, release: &str, namespace: &str) {
+        let words = ["test", release, "--namespace", namespace, "--timeout=4m"];
+        let output = self.k8s.program("helm").args(words).output().unwrap();
+        let [said, log] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        let passed = output.status.success() && said.contains("Phase:          Succeeded");
+        let done = "put a key, read it back and deleted it";
+        assert!(passed && log.contains(done), "{release}:\n{said}\n{log}");
+    }
+
+    /// Of two operators the lease's holder works. Told to end it gives the lease back, and another
+    /// goes on.
+    fn one_operator_leads_and_hands_over(&self) {
+        let held = self.k8s.get(&LEASE).unwrap();
+        let leader = text(&held["spec"]["holderIdentity"]);
+        let pods = self.operator_pods();
+        assert_eq!(pods.len(), 2, "{pods:?}");
+        assert!(pods.contains_key(&leader), "{leader} leads: {pods:?}");
+        for (name, pod) in &pods {
+            let metrics = self.operator_metrics(pod);
+            let works = metrics.contains("cairn_operator_reconciles_total{");
+            let leads = metrics.contains("cairn_operator_leader 1\n");
+            assert_eq!(
+                (leads, works),
+                (name == &leader, name == &leader),
+                "{metrics}"
+            );
+            // Who waits changes nothing; a lease that another was faster to take is a conflict.
+            let changes = metrics
+                .lines()
+                .filter(|line| line.starts_with("cairn_operator_api_requests_total{"))
+                .filter(|line| !line.contains("method=\"GET\"") && !line.contains("code=\"409\""));
+            assert_eq!(changes.count() > 0, name == &leader, "{name}: {metrics}");
+        }
+
+        let holders = Watch::holders(&self.k8s);
         self.k8s
-            .helm(&[
-                "test",
-                "cairn-operator",
-                "--namespace=cairn-system",
-                "--timeout=4m",
-            ])
+            .wait_for("the lease to be watched", LIMIT, || {
+                Ok(holders.seen().contains(&leader).then_some(()))
+            })
             .unwrap();
+        self.k8s
+            .must(&["delete", "pod", &leader, OPERATOR_NS, "--wait=false"])
+            .unwrap();
+        let label = r#"{"spec":{"services":{"client":{"labels":{"handed":"over"}}}}}"#;
+        self.patch("db", label);
+        let next = self
+            .k8s
+            .wait_for("another operator to take the lease", LIMIT, || {
+                let held = self.k8s.get(&LEASE)?;
+                let holder = text(&held["spec"]["holderIdentity"]);
+                Ok((holder != leader && !holder.is_empty()).then_some(holder))
+            })
+            .unwrap();
+        // It did not run out: between the two nobody held it.
+        self.k8s
+            .wait_for("the watch to see it", LIMIT, || {
+                Ok(holders.seen().contains(&next).then_some(()))
+            })
+            .unwrap();
+        let mut seen = holders.seen();
+        seen.dedup();
+        let given_back = [leader.clone(), String::new(), next.clone()];
+        assert!(
+            seen.windows(3).any(|three| three == given_back),
+            "not given back: {seen:?}"
+        );
+        let now = self.k8s.get(&LEASE).unwrap();
+        let turns = |lease: &Value| lease["spec"]["leaseTransitions"].as_i64().unwrap();
+        assert_eq!(turns(&now), turns(&held) + 1, "{now}");
+        self.k8s
+            .wait_for("the new leader to go on", LIMIT, || {
+                let service = self.k8s.get(&["service", "db-client", "--namespace", NS])?;
+                Ok((service["metadata"]["labels"]["handed"] == "over").then_some(()))
+            })
+            .unwrap();
+        let metrics = self.operator_metrics(&self.operator_pods()[&next]);
+        assert!(metrics.contains("cairn_operator_leader 1\n"), "{metrics}");
+        self.wait_ready("db", 3);
+    }
+
+    /// A flag that the server does not know: the condition has the server's own word for it.
+    fn say_why_a_member_does_not_start(&self) {
+        let message = self.wait_condition("typo", "Stalled", "True");
+        for word in ["typo-0", "not defined: -frobnicate", "spec.etcd.extraArgs"] {
+            assert!(message.contains(word), "no {word:?} in: {message}");
+        }
+        self.k8s
+            .must(&["delete", "etcd", "typo", "--namespace", NS])
+            .unwrap();
+        self.wait_no_pods("typo");
     }
 
     fn lose_the_leaders_pod_while_writing(&self) {
@@ -258,10 +378,10 @@ impl Story {
                 .must(&[
                     "delete",
                     "pod",
-                    "--namespace=cairn-system",
+                    OPERATOR_NS,
                     "--force",
                     "--grace-period=0",
-                    "--selector=app.kubernetes.io/name=cairn-operator",
+                    OPERATOR_PODS,
                 ])
                 .unwrap();
         }
@@ -340,19 +460,12 @@ impl Story {
     }
 
     fn delete_and_keep_the_data(&self) {
-        let claims = |uid: &str| {
-            let selector = format!("cairn.dev/cluster-uid={uid}");
-            let found = self
-                .k8s
-                .get(&["pvc", "--namespace", NS, "--selector", &selector]);
-            found.unwrap()["items"].as_array().unwrap().len()
-        };
         let kept = uid(&self.object("db"));
         self.k8s
-            .must(&["delete", "etcd", "db", "--namespace", NS])
+            .helm(&["uninstall", "db", "--namespace", NS, "--wait"])
             .unwrap();
         self.wait_no_pods("db");
-        assert_eq!(claims(&kept), 5);
+        assert_eq!(self.claims(&kept), 5);
         // The same name again is not the same cluster: it founds nothing beside the old disks.
         let yaml = cluster("db", "{replicas: 1, storage: {size: 1Gi}}");
         self.k8s.apply(&yaml).unwrap();
@@ -362,12 +475,46 @@ impl Story {
         self.k8s
             .must(&["delete", "etcd", "db", "--namespace", NS])
             .unwrap();
+    }
 
+    /// An operator under a CRD that lacks what it needs says so and leaves everything alone. With
+    /// the right one it goes on.
+    fn refuse_an_older_crd(&self) {
+        let crd = self.k8s.get(&["crd", CRD]).unwrap();
+        let own = text(&crd["metadata"]["annotations"][SCHEMA]);
+        self.annotate_crd("0");
+        self.k8s
+            .must(&["delete", "pod", OPERATOR_NS, OPERATOR_PODS])
+            .unwrap();
         let yaml = cluster(
             "short",
             "{replicas: 1, storage: {size: 1Gi, retain: {onDelete: Delete}}}",
         );
         self.k8s.apply(&yaml).unwrap();
+        let refusal = format!("has schema 0 and this operator needs {own}");
+        self.k8s
+            .wait_for("both operators to refuse", LIMIT, || {
+                let pods = self.operator_pods();
+                let refused = pods.values().filter(|pod| {
+                    let container = &pod["status"]["containerStatuses"][0];
+                    ["state", "lastState"].iter().any(|state| {
+                        let ended = &container[*state]["terminated"];
+                        ended["exitCode"] == 1 && text(&ended["message"]).contains(&refusal)
+                    })
+                });
+                Ok((refused.count() == 2).then_some(()))
+            })
+            .unwrap();
+        let untouched = self.object("short");
+        assert!(untouched["status"]["conditions"].is_null(), "{untouched}");
+        let sets = self.k8s.get(&["statefulset", "--namespace", NS]).unwrap();
+        assert_eq!(sets["items"], Value::Array(Vec::new()));
+
+        self.annotate_crd(&own);
+        // So that nobody waits for the kubelet's next try.
+        self.k8s
+            .must(&["delete", "pod", OPERATOR_NS, OPERATOR_PODS])
+            .unwrap();
         self.wait_ready("short", 1);
         let gone = uid(&self.object("short"));
         self.k8s
@@ -375,23 +522,16 @@ impl Story {
             .unwrap();
         self.k8s
             .wait_for("the disks to go", LIMIT, || {
-                Ok((claims(&gone) == 0).then_some(()))
+                Ok((self.claims(&gone) == 0).then_some(()))
             })
             .unwrap();
     }
 
     fn uninstall(&self) {
         self.k8s
-            .helm(&[
-                "uninstall",
-                "cairn-operator",
-                "--namespace=cairn-system",
-                "--wait",
-            ])
+            .helm(&["uninstall", "cairn-operator", OPERATOR_NS, "--wait"])
             .unwrap();
-        self.k8s
-            .must(&["get", "crd", "etcdclusters.cairn.dev"])
-            .unwrap();
+        self.k8s.must(&["get", "crd", CRD]).unwrap();
     }
 }
 
@@ -457,22 +597,47 @@ impl Story {
     }
 
     fn operator_log(&self) -> String {
-        let log = self.k8s.kubectl(&[
-            "logs",
-            "--namespace=cairn-system",
-            "--selector=app.kubernetes.io/name=cairn-operator",
-            "--tail=40",
-        ]);
+        let log = self
+            .k8s
+            .kubectl(&["logs", OPERATOR_NS, OPERATOR_PODS, "--tail=40"]);
         log.map(|log| log.stdout).unwrap_or_default()
+    }
+
+    /// The operator's pods that are not about to go, by name. The pod of its helm test is none.
+    fn operator_pods(&self) -> BTreeMap<String, Value> {
+        let selector = format!("{OPERATOR_PODS},app.kubernetes.io/component=operator");
+        self.lasting(&[OPERATOR_NS, &selector])
+    }
+
+    fn operator_metrics(&self, pod: &Value) -> String {
+        let address = text(&pod["status"]["podIP"]);
+        self.shell(&format!("wget -q -O - http://{address}:8080/metrics"))
+    }
+
+    fn annotate_crd(&self, schema: &str) {
+        let annotation = format!("{SCHEMA}={schema}");
+        self.k8s
+            .must(&["annotate", "crd", CRD, "--overwrite", &annotation])
+            .unwrap();
+    }
+
+    /// How many claims bear a cluster's UID.
+    fn claims(&self, uid: &str) -> usize {
+        let selector = format!("cairn.dev/cluster-uid={uid}");
+        let found = self
+            .k8s
+            .get(&["pvc", "--namespace", NS, "--selector", &selector]);
+        found.unwrap()["items"].as_array().unwrap().len()
     }
 
     /// The members' pods that are not about to go, by name.
     fn pods(&self, cluster: &str) -> BTreeMap<String, Value> {
         let selector = format!("cairn.dev/cluster={cluster},app.kubernetes.io/component=member");
-        let pods = self
-            .k8s
-            .get(&["pods", "--namespace", NS, "--selector", &selector])
-            .unwrap();
+        self.lasting(&["--namespace", NS, "--selector", &selector])
+    }
+
+    fn lasting(&self, which: &[&str]) -> BTreeMap<String, Value> {
+        let pods = self.k8s.get(&[&["pods"], which].concat()).unwrap();
         let pods = pods["items"].as_array().unwrap().iter();
         pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
             .map(|pod| (text(&pod["metadata"]["name"]), pod.clone()))
@@ -584,6 +749,45 @@ impl Story {
                 "an acknowledged write is lost"
             );
         }
+    }
+}
+
+/// kubectl that writes down who holds the operators' lease, change by change.
+struct Watch {
+    kubectl: Child,
+    written: tempfile::NamedTempFile,
+}
+
+impl Watch {
+    fn holders(k8s: &Kubernetes) -> Self {
+        let written = tempfile::NamedTempFile::new().unwrap();
+        let holder = r#"--output=jsonpath=[{.spec.holderIdentity}]{"\n"}"#;
+        let mut kubectl = k8s.program("kubectl");
+        kubectl.arg("get").args(LEASE).args(["--watch", holder]);
+        kubectl
+            .stdin(Stdio::null())
+            .stdout(written.reopen().unwrap());
+        Self {
+            kubectl: kubectl.spawn().unwrap(),
+            written,
+        }
+    }
+
+    /// All holders so far; empty where nobody held it.
+    fn seen(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.written.path()).unwrap();
+        let whole = text.lines().filter_map(|line| {
+            let holder = line.strip_prefix('[')?.strip_suffix(']')?;
+            Some(holder.to_owned())
+        });
+        whole.collect()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
     }
 }
 
