@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::{Arc, LazyLock},
+    time::{Duration, Instant},
 };
 
 use proto::raftpb::{ConfState, Entry, HardState};
@@ -58,7 +59,7 @@ fn read_by_us(dir: &Path, at_most: u64) -> (Recovered, Value) {
     assert!(entries.ends_with(&recovered.entries));
     assert_eq!(wal.metadata(), recovered.metadata);
     drop(wal);
-    let owner = Wal::metadata_of(&OsVfs::new(), dir).unwrap();
+    let owner = unlocked(|| Wal::metadata_of(&OsVfs::new(), dir)).unwrap();
     assert_eq!(owner, recovered.metadata);
     let entry = |entry: &Entry| {
         let data = entry.data.clone().unwrap_or_default();
@@ -91,7 +92,28 @@ const OPTIONS: Options = Options {
 };
 
 fn open(dir: &Path, at_most: u64) -> (Wal<OsVfs>, Recovered) {
-    Wal::open(Arc::new(OsVfs::new()), dir, at_most, OPTIONS).unwrap()
+    try_open(dir, at_most).unwrap()
+}
+
+fn try_open(dir: &Path, at_most: u64) -> Result<(Wal<OsVfs>, Recovered), wal::Error> {
+    unlocked(|| Wal::open(Arc::new(OsVfs::new()), dir, at_most, OPTIONS))
+}
+
+/// Calls again while a file is locked. Other tests of this process start programs: between fork and
+/// exec those hold what is open here, also what is closed here meanwhile.
+fn unlocked<T>(call: impl Fn() -> Result<T, wal::Error>) -> Result<T, wal::Error> {
+    let began = Instant::now();
+    loop {
+        match call() {
+            Err(error)
+                if error.to_string().contains("is locked")
+                    && began.elapsed() < Duration::from_secs(20) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn append(wal: &mut Wal<OsVfs>, indexes: std::ops::RangeInclusive<u64>, term: u64) {
@@ -260,9 +282,7 @@ fn we_read_what_etcd_leaves_of_a_log() {
     assert_eq!(newest.start.conf_state.voters, [7, 215]);
     assert_eq!(newest.entries.len(), 15);
     assert_eq!(both_read(&dir, 214).start.mark, mark(195, 4));
-    let refused = Wal::open(Arc::new(OsVfs::new()), &dir, 100, OPTIONS)
-        .err()
-        .unwrap();
+    let refused = try_open(&dir, 100).err().unwrap();
     assert!(
         refused.to_string().contains("snapshot not found"),
         "{refused}"
@@ -294,7 +314,7 @@ fn we_read_what_etcd_receives() {
         ]));
         let ours = both_read(&dir, index);
         assert_eq!((ours.start.mark, ours.entries.len()), (mark(index, 3), 10));
-        let refused = Wal::open(Arc::new(OsVfs::new()), &dir, index - 1, OPTIONS);
+        let refused = try_open(&dir, index - 1);
         assert!(refused.is_err(), "entries are missing");
     }
     // In the place of its last entries.
@@ -367,7 +387,7 @@ async fn we_read_the_log_of_a_real_etcd() {
     assert!(!newest.start.conf_state.voters.is_empty());
     let older = both_read(&dir, newest.start.mark.index - 1);
     assert!(older.start.mark.index < newest.start.mark.index);
-    let refused = Wal::open(Arc::new(OsVfs::new()), &dir, 0, OPTIONS);
+    let refused = try_open(&dir, 0);
     assert!(refused.is_err(), "the beginning was purged");
 
     let at = newest.start.mark;
@@ -396,7 +416,7 @@ fn etcd_refuses_a_damaged_log_as_we_do() {
     fs::write(&file, bytes).unwrap();
     let error = read_by_etcd(&dir, BEGINNING).unwrap_err();
     assert!(error.contains("crc mismatch"), "{error}");
-    let ours = Wal::open(Arc::new(OsVfs::new()), &dir, 0, OPTIONS);
+    let ours = try_open(&dir, 0);
     let error = ours.err().unwrap().to_string();
     assert!(error.contains("crc mismatch"), "{error}");
 }
