@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, info};
+use tracing::info;
 use wal::{OsVfs, SnapshotMark, Wal};
 
 use super::{raft::RaftInput, shared::Shared};
@@ -74,8 +74,9 @@ fn truncate(shared: &Arc<Shared>, wal: &Mutex<Wal<OsVfs>>, policy: Policy) -> an
         term: applied.term,
     };
     let mut wal = wal.lock();
-    if wal.first_index() > applied.index {
-        // Meanwhile a snapshot took the place of the log, and of this state too, soon.
+    // Meanwhile a snapshot may have taken the place of the log, and of this state too, soon. And no
+    // record is written for nothing, every second.
+    if wal.first_index() > applied.index || !wal.is_releasable(keep) {
         return Ok(());
     }
     wal.save_snapshot_mark(mark, persisted.conf_state)
@@ -83,10 +84,6 @@ fn truncate(shared: &Arc<Shared>, wal: &Mutex<Wal<OsVfs>>, policy: Policy) -> an
     let released = wal.release(keep).context("could not shorten the log")?;
     let first = wal.first_index();
     drop(wal);
-    if released.segments == 0 {
-        debug!(keep, "no whole segment of the log can go yet");
-        return Ok(());
-    }
     info!(
         segments = released.segments,
         bytes = released.bytes,

@@ -359,16 +359,7 @@ impl<V: Vfs> Wal<V> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
-        // A segment's name says what the log ended before when it was begun: live entries of those
-        // before it are lower. etcd looks for a record's segment by name, so that of the oldest one
-        // must not be above the record's index.
-        let limit = index.min(self.anchor.index);
-        let next = self.closed.iter().skip(1).chain([&self.segment]);
-        let droppable = next
-            .zip(1..=self.closed.len())
-            .filter(|(next, _)| next.name.index <= limit && next.name.seq <= self.anchor.seq)
-            .last()
-            .map_or(0, |(_, count)| count);
+        let droppable = self.droppable(index, self.anchor);
         let count = droppable.min(RELEASE_AT_ONCE);
         if count == 0 {
             return Ok(Released::default());
@@ -392,6 +383,27 @@ impl<V: Vfs> Wal<V> {
             bytes: begin - before,
             more: count < droppable,
         })
+    }
+
+    /// Whether a segment goes with [`Self::release`] of `index` once a snapshot record that is not
+    /// below it is saved.
+    pub fn is_releasable(&self, index: u64) -> bool {
+        let seq = self.segment.name.seq;
+        self.droppable(index, Anchor { index, seq }) > 0
+    }
+
+    /// How many of the oldest segments hold nothing but entries below `index` and are not needed to
+    /// begin at `anchor`.
+    fn droppable(&self, index: u64, anchor: Anchor) -> usize {
+        // A segment's name says what the log ended before when it was begun: live entries of those
+        // before it are lower. etcd looks for a record's segment by name, so that of the oldest one
+        // must not be above the record's index.
+        let limit = index.min(anchor.index);
+        let next = self.closed.iter().skip(1).chain([&self.segment]);
+        next.zip(1..=self.closed.len())
+            .filter(|(next, _)| next.name.index <= limit && next.name.seq <= anchor.seq)
+            .last()
+            .map_or(0, |(_, count)| count)
     }
 
     /// Begins anew behind a snapshot that came from another member: all entries are gone, the next

@@ -639,3 +639,23 @@ fn a_log_without_its_beginning_is_opened_from_a_record_or_refused() {
     let refused = opened(&written(0, &[Mark(u64::MAX, 1)]), END).unwrap_err();
     assert!(refused.contains("is no index"), "{refused}");
 }
+
+/// Who asks first writes no record that lets nothing go.
+#[test]
+fn whether_anything_would_go_is_known_before_the_record_is_written() {
+    let vfs = Arc::new(MemVfs::new());
+    let (mut wal, _) = filled(&vfs, &mut Dice(5), 40);
+    let second = segments(&*vfs)[1].clone();
+    let second = u64::from_str_radix(&second[17..33], 16).unwrap();
+    assert!(!wal.is_releasable(second - 1));
+    assert!(wal.is_releasable(second));
+    // It takes the record, though.
+    assert_eq!(wal.release(second).unwrap(), Released::default());
+    for (index, goes) in [(second - 1, false), (second, true)] {
+        assert_eq!(wal.is_releasable(index), goes);
+        wal.save_snapshot_mark(mark(index, 1), members(&[1]))
+            .unwrap();
+        assert_eq!(wal.release(index).unwrap().segments > 0, goes);
+    }
+    assert!(!wal.is_releasable(second));
+}
