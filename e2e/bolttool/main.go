@@ -127,14 +127,8 @@ func change(path string, seed, transactions int) error {
 	if err != nil {
 		return err
 	}
-	random := rand.New(rand.NewSource(int64(seed)))
-	for range transactions {
-		if err := db.Update(func(tx *bolt.Tx) error { return transaction(tx, random) }); err != nil {
-			return err
-		}
-		if err := check(db); err != nil {
-			return err
-		}
+	if err := transact(db, seed, transactions, check); err != nil {
+		return err
 	}
 	return db.Close()
 }
@@ -163,11 +157,9 @@ func write(path string, seed, transactions, pageBytes int, options []string) err
 	if err != nil {
 		return err
 	}
-	random := rand.New(rand.NewSource(int64(seed)))
-	for range transactions {
-		if err := db.Update(func(tx *bolt.Tx) error { return transaction(tx, random) }); err != nil {
-			return err
-		}
+	none := func(*bolt.DB) error { return nil }
+	if err := transact(db, seed, transactions, none); err != nil {
+		return err
 	}
 	if slices.Contains(options, "nested") {
 		if err := db.Update(nest); err != nil {
@@ -180,6 +172,20 @@ func write(path string, seed, transactions, pageBytes int, options []string) err
 		}
 	}
 	return db.Close()
+}
+
+// transact runs random transactions, and after each of them what is to follow it.
+func transact(db *bolt.DB, seed, transactions int, after func(*bolt.DB) error) error {
+	random := rand.New(rand.NewSource(int64(seed)))
+	for range transactions {
+		if err := db.Update(func(tx *bolt.Tx) error { return transaction(tx, random) }); err != nil {
+			return err
+		}
+		if err := after(db); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // transaction puts, overwrites and deletes, now and then whole runs of keys.

@@ -38,11 +38,12 @@ pub struct Server {
 }
 
 /// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`, and `benchmark`, its load generator)
-/// from the modules that `go.mod` pins. Go's own cache makes this cheap after the first time.
+/// from the modules that `go.mod` pins, or one of the folders beside it (`bolttool`, `waltool`). Go's own cache makes this cheap after the first time.
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "etcd" => "go.etcd.io/etcd/server/v3".to_owned(),
         "benchmark" => "go.etcd.io/etcd/v3/tools/benchmark".to_owned(),
+        "bolttool" | "waltool" => format!("./{name}"),
         name => format!("go.etcd.io/etcd/{name}/v3"),
     };
     let folder = target_folder().join("tools");

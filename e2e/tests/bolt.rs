@@ -15,7 +15,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bolt::{Database, Error, MAX_KEY_BYTES, PAGE_BYTES, Planner, Writer};
-use e2e::{Kind, Server, client};
+use e2e::{Kind, Server, client, tool};
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, HashKvRequest, HashKvResponse, LeaseGrantRequest,
     PutRequest, kv_client::KvClient, lease_client::LeaseClient,
@@ -30,18 +30,7 @@ const FILES: u64 = 8;
 /// Rows of all buckets.
 type Content = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-static BOLTTOOL: LazyLock<PathBuf> = LazyLock::new(|| {
-    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bolttool");
-    let status = Command::new("go")
-        .args(["build", "-trimpath", "-o"])
-        .arg(&binary)
-        .arg("./bolttool")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .unwrap();
-    assert!(status.success(), "bolttool does not build");
-    binary
-});
+static BOLTTOOL: LazyLock<PathBuf> = LazyLock::new(|| tool("bolttool"));
 
 /// Runs it on a file; the error is what bbolt said.
 fn bolttool(command: &str, file: &Path, more: &[&str]) -> Result<Vec<u8>, String> {

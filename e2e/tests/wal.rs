@@ -11,23 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use e2e::tool;
 use proto::raftpb::{ConfState, Entry, HardState};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use wal::{Metadata, Options, OsVfs, Recovered, SnapshotMark, Wal};
 
-static WALTOOL: LazyLock<PathBuf> = LazyLock::new(|| {
-    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("waltool");
-    let status = Command::new("go")
-        .args(["build", "-trimpath", "-o"])
-        .arg(&binary)
-        .arg("./waltool")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .unwrap();
-    assert!(status.success(), "waltool does not build");
-    binary
-});
+static WALTOOL: LazyLock<PathBuf> = LazyLock::new(|| tool("waltool"));
 
 fn waltool(arguments: &[&str]) -> Output {
     Command::new(&*WALTOOL).args(arguments).output().unwrap()
@@ -300,46 +290,29 @@ fn we_read_what_etcd_leaves_of_a_log() {
 #[test]
 fn we_read_what_etcd_receives() {
     let folder = tempfile::tempdir().unwrap();
+    // A log of 60 entries, then a snapshot of term 3, then more entries.
+    let receive = |name: String, index: u64, entries: &str| {
+        let dir = folder.path().join(name);
+        let index = index.to_string();
+        let path = dir.to_str().unwrap();
+        ran(&waltool(&["receive", path, "60", &index, "3", entries]));
+        dir
+    };
     // Beyond the end of its log, and just behind it.
     for index in [61, 400] {
-        let dir = folder.path().join(format!("wal{index}"));
-        let path = dir.to_str().unwrap();
-        ran(&waltool(&[
-            "receive",
-            path,
-            "60",
-            &index.to_string(),
-            "3",
-            "10",
-        ]));
+        let dir = receive(format!("wal{index}"), index, "10");
         let ours = both_read(&dir, index);
         assert_eq!((ours.start.mark, ours.entries.len()), (mark(index, 3), 10));
         let refused = try_open(&dir, index - 1);
         assert!(refused.is_err(), "entries are missing");
     }
     // In the place of its last entries.
-    let dir = folder.path().join("wal");
-    ran(&waltool(&[
-        "receive",
-        dir.to_str().unwrap(),
-        "60",
-        "45",
-        "3",
-        "10",
-    ]));
+    let dir = receive("wal".to_owned(), 45, "10");
     let ours = both_read(&dir, 45);
     let terms: Vec<_> = ours.entries.iter().map(|e| e.term.unwrap()).collect();
     assert_eq!(terms, [3; 10]);
     // Before new ones are written, etcd gives out the old ones behind it, which raft must not see.
-    let dir = folder.path().join("none");
-    ran(&waltool(&[
-        "receive",
-        dir.to_str().unwrap(),
-        "60",
-        "45",
-        "3",
-        "0",
-    ]));
+    let dir = receive("none".to_owned(), 45, "0");
     let etcds = read_by_etcd(&dir, mark(45, 3)).unwrap();
     assert_eq!(etcds["entries"].as_array().unwrap().len(), 15);
     let (_, recovered) = open(&dir, 45);
