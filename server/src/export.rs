@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use config::Config;
 use prost::Message;
-use proto::{raftpb, snappb};
+use proto::snappb;
 use state::{Machine, Published};
 use tracing::info;
 use wal::{OsVfs, SnapshotMark, Wal};
@@ -151,15 +151,7 @@ fn write_snap(
     mark: SnapshotMark,
     folder: &Path,
 ) -> anyhow::Result<()> {
-    let snapshot = raftpb::Snapshot {
-        data: Some(state::v2_store(published).into()),
-        metadata: Some(raftpb::SnapshotMetadata {
-            conf_state: Some(published.members.conf_state()),
-            index: Some(mark.index),
-            term: Some(mark.term),
-        }),
-    };
-    let data = snapshot.encode_to_vec();
+    let data = state::raft_snapshot(published).encode_to_vec();
     let framed = snappb::Snapshot {
         crc: Some(crc32c::crc32c(&data)),
         data: Some(data.into()),
@@ -174,7 +166,5 @@ fn write_snap(
 }
 
 fn sync_folder(folder: &Path) -> anyhow::Result<()> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .with_context(|| format!("could not sync {}", folder.display()))
+    node::sync_folder(folder).with_context(|| format!("could not sync {}", folder.display()))
 }

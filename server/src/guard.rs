@@ -212,7 +212,7 @@ impl Guarded {
         node::make_private(&self.data_dir)?;
         // The folder's own name; a mounted one has no parent on its disk, and needs none.
         if let Some(parent) = self.data_dir.parent() {
-            let _ = File::open(parent).and_then(|parent| parent.sync_all());
+            let _ = node::sync_folder(parent);
         }
         self.write_identity()?;
         Ok(None)
@@ -308,7 +308,7 @@ fn write_synced(folder: &Path, name: &str, content: &[u8]) -> anyhow::Result<()>
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
-        File::open(folder)?.sync_all()
+        node::sync_folder(folder)
     };
     write().with_context(|| format!("could not write {}", path.display()))
 }

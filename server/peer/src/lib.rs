@@ -34,7 +34,7 @@ use proto::{
 use state::{Error, Member, Version};
 
 pub use client::Client;
-pub use snapshot::MAX_MESSAGE_BYTES;
+pub use snapshot::{MAX_MESSAGE_BYTES, snapshot_index};
 pub use transport::{Traffic, Transport};
 
 /// Who this member is.

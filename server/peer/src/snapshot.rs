@@ -37,7 +37,7 @@ const LENGTH_BYTES: usize = 8;
 /// Sends a snapshot to a member and tells raft how it ended.
 pub(crate) async fn send(transport: Arc<Transport>, peer: Weak<Peer>, message: Message) {
     let to = message.to.unwrap_or_default();
-    let index = index_of(&message);
+    let index = snapshot_index(&message);
     let Some(peer) = peer.upgrade() else {
         return;
     };
@@ -51,7 +51,8 @@ pub(crate) async fn send(transport: Arc<Transport>, peer: Weak<Peer>, message: M
     transport.handler.report_snapshot(to, sent.is_ok());
 }
 
-fn index_of(message: &Message) -> u64 {
+/// The entry that a snapshot message stands for; 0 when it does not say.
+pub fn snapshot_index(message: &Message) -> u64 {
     let snapshot = message.snapshot.as_ref();
     let metadata = snapshot.and_then(|snapshot| snapshot.metadata.as_ref());
     metadata
@@ -72,7 +73,6 @@ async fn send_to(transport: &Transport, peer: &Peer, message: Message) -> Result
     let counted = Counted {
         inner: Box::pin(head.chain(database)),
         sent: Arc::clone(&sent),
-        ended: false,
     };
     let body: RequestBody = StreamBody::new(counted).boxed_unsync();
     let url = peer.urls.lock().first().cloned().unwrap_or_default();
@@ -117,7 +117,6 @@ async fn watch<T>(
 struct Counted {
     inner: SnapshotBody,
     sent: Arc<AtomicU64>,
-    ended: bool,
 }
 
 impl Stream for Counted {
@@ -131,9 +130,7 @@ impl Stream for Counted {
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
-                if !std::mem::replace(&mut self.ended, true) {
-                    self.sent.fetch_or(ENDED, Relaxed);
-                }
+                self.sent.fetch_or(ENDED, Relaxed);
                 Poll::Ready(None)
             }
         }
@@ -152,7 +149,7 @@ pub(crate) async fn receive(transport: &Transport, body: Body) -> (StatusCode, S
         return (StatusCode::METHOD_NOT_ALLOWED, text);
     }
     let from = message.from.unwrap_or_default();
-    let index = index_of(&message);
+    let index = snapshot_index(&message);
     info!(peer = %format_args!("{from:x}"), index, "receiving a snapshot");
     let rest = tokio_stream::once(Ok(rest));
     let chunks = chunks.timeout(STANDSTILL).map(|chunk| match chunk {

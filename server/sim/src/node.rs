@@ -12,7 +12,7 @@ use bytes::Bytes;
 use consensus::{Append, Boot, Config, Driver, Output, ReadReady};
 use mvcc::{Engine, MemEngine};
 use prost::Message as _;
-use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message, Snapshot, SnapshotMetadata};
+use proto::raftpb::{ConfChange, Entry, EntryType, HardState, Message, SnapshotMetadata};
 use state::{BucketRow, BucketSink, BucketSource, Error, Machine, Member, Options, Reply, members};
 use wal::{MemVfs, Metadata, SnapshotMark, Wal};
 
@@ -308,14 +308,7 @@ impl Node {
         let published = self.machine.published();
         let mut state = Buckets::default();
         state::export(published.view.snapshot(), &mut state).unwrap();
-        let snapshot = Snapshot {
-            data: Some(state::v2_store(&published).into()),
-            metadata: Some(SnapshotMetadata {
-                conf_state: Some(published.members.conf_state()),
-                index: Some(published.applied.index),
-                term: Some(published.applied.term),
-            }),
-        };
+        let snapshot = state::raft_snapshot(&published);
         if self.driver.offer_snapshot(peer, snapshot).is_ok() {
             self.sends.insert(published.applied.index, Arc::new(state));
         }

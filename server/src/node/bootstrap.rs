@@ -66,7 +66,21 @@ impl Places {
 
     /// Where the engines are.
     pub fn engines(&self) -> Engines {
-        Engines::new(self.folder.join(ENGINE))
+        Engines::new(self.engine())
+    }
+
+    fn engine(&self) -> PathBuf {
+        self.folder.join(ENGINE)
+    }
+
+    /// Where an etcd keeps its database, and a member what comes from others.
+    fn snapshots(&self) -> PathBuf {
+        self.folder.join(SNAPSHOTS)
+    }
+
+    /// Where an etcd's database is, if it left one.
+    fn database(&self) -> PathBuf {
+        self.snapshots().join(DATABASE)
     }
 }
 
@@ -80,26 +94,28 @@ pub(crate) async fn open(
         true => OsVfs::without_sync(),
         false => OsVfs::new(),
     });
-    let folder = config.data_dir.join(MEMBER);
-    let log = log_folder(config);
+    let places = Places::of(config);
+    let (folder, log) = (&places.folder, &places.log);
     // Before the log is opened, which changes it.
-    engine::check(&folder.join(ENGINE)).context("could not open the engine")?;
-    let left = folder.join(SNAPSHOTS).join(DATABASE);
-    if left.exists() && has_log(&vfs, &log)? {
-        // An etcd that runs on it holds a lock on its database, and none on its log that counts.
-        database::applied(&left)?;
-    }
-    let mut founding = None;
-    if !has_log(&vfs, &log)? {
+    engine::check(&places.engine()).context("could not open the engine")?;
+    let (mut founding, mut left) = (None, None);
+    if has_log(&vfs, log)? {
+        let database = places.database();
+        if database.exists() {
+            // An etcd that runs on it holds a lock on its database, and none on its log that counts.
+            let applied = database::applied(&database)?.index;
+            left = Some((database, applied));
+        }
+    } else {
         let new = Founding::find(config, client).await?;
         make_private(&config.data_dir)?;
-        vfs.create_dir(&folder)
+        vfs.create_dir(folder)
             .with_context(|| format!("could not make {}", folder.display()))?;
-        create_log(config, &vfs, &log, &folder, new.metadata())?;
+        create_log(config, &vfs, &places, new.metadata())?;
         founding = Some(new);
     }
     // The newest record of a snapshot is where the log begins, if there is the state for it.
-    let (mut wal, mut recovered) = open_log(config, &vfs, &log, u64::MAX)?;
+    let (mut wal, mut recovered) = open_log(config, &vfs, log, u64::MAX)?;
     if let Some(repair) = &recovered.repair {
         warn!(segment = %repair.segment.display(), copy = %repair.copy.display(),
             "cut a torn tail off the log; nothing in it was acknowledged");
@@ -109,7 +125,7 @@ pub(crate) async fn open(
             Some(new) => new,
             None => Founding::find(config, client).await?,
         };
-        found(config, &log, &new, &mut wal, &mut recovered)?;
+        found(config, log, &new, &mut wal, &mut recovered)?;
         founding = Some(new);
     }
     let metadata = recovered.metadata;
@@ -117,13 +133,11 @@ pub(crate) async fn open(
         "member {:x} of cluster {:x}",
         metadata.node_id, metadata.cluster_id
     );
-    engine::claim(&folder.join(ENGINE), &owner).context("could not open the engine")?;
-    let engines = Engines::new(folder.join(ENGINE));
-    let snapshots = folder.join(SNAPSHOTS);
+    engine::claim(&places.engine(), &owner).context("could not open the engine")?;
     let engine = Arc::new(newest_state(
-        &engines,
-        &folder,
+        &places,
         &owner,
+        left,
         recovered.start.mark.index,
     )?);
     let machine = Machine::open(
@@ -139,11 +153,11 @@ pub(crate) async fn open(
     if applied < recovered.start.mark.index {
         // A snapshot that never came to be the state; the log may reach further back.
         drop(wal);
-        (wal, recovered) = open_log(config, &vfs, &log, applied).with_context(|| {
+        (wal, recovered) = open_log(config, &vfs, log, applied).with_context(|| {
             format!(
                 "the engine in {} ends at entry {applied}, and the log begins behind it: parts of \
                  this member's data are missing. {REPLACE}",
-                folder.join(ENGINE).display()
+                places.engine().display()
             )
         })?;
     }
@@ -152,7 +166,7 @@ pub(crate) async fn open(
         applied <= last,
         "the engine in {} holds entry {applied}, but the log in {} ends at {last}: parts of the \
          log are missing. {REPLACE}",
-        folder.join(ENGINE).display(),
+        places.engine().display(),
         log.display()
     );
     let boot = boot(&wal, &machine, recovered, applied)?;
@@ -182,22 +196,23 @@ pub(crate) async fn open(
         members,
         wal,
         engine,
-        engines,
-        snapshot_folder: snapshots,
+        engines: places.engines(),
+        snapshot_folder: places.snapshots(),
         machine,
         boot,
     })
 }
 
 /// The engine with the newest state that lies here: its own, or one made of the database that an
-/// etcd left, or of one that came with the snapshot of entry `snapshot`. What is older is put
-/// aside, never deleted.
+/// etcd left (`left`, with the last entry in it), or of one that came with the snapshot of entry
+/// `snapshot`. What is older is put aside, never deleted.
 fn newest_state(
-    engines: &Engines,
-    folder: &Path,
+    places: &Places,
     owner: &str,
+    left: Option<(PathBuf, u64)>,
     snapshot: u64,
 ) -> anyhow::Result<RocksEngine> {
+    let engines = places.engines();
     let own = match engines.exists() {
         true => {
             let engine = engines.open()?;
@@ -207,13 +222,8 @@ fn newest_state(
         false => None,
     };
     let own_applied = own.as_ref().map_or(0, |(_, applied)| *applied);
-    let snapshots = folder.join(SNAPSHOTS);
-    let left = snapshots.join(DATABASE);
-    let left = left.exists().then_some(left);
-    let left_applied = match &left {
-        Some(left) => database::applied(left)?.index,
-        None => 0,
-    };
+    let left_applied = left.as_ref().map_or(0, |(_, applied)| *applied);
+    let snapshots = places.snapshots();
     let received = super::snapshots::received(&snapshots)
         .with_context(|| format!("could not look into {}", snapshots.display()))?
         .into_iter()
@@ -224,10 +234,10 @@ fn newest_state(
             info!(index, file = %file.display(), "installing a snapshot that was received");
             engines.import(&file, None)?
         }
-        (mut own, _, Some(left)) if left_applied > own_applied || own.is_none() => {
+        (mut own, _, Some((left, _))) if left_applied > own_applied || own.is_none() => {
             if own.take().is_some() {
-                put_aside(&folder.join(ENGINE))?;
-                engine::claim(&folder.join(ENGINE), owner)?;
+                put_aside(&places.engine())?;
+                engine::claim(&places.engine(), owner)?;
             }
             info!(index = left_applied, file = %left.display(), "taking over a database of etcd");
             engines.import(left, None)?
@@ -235,7 +245,7 @@ fn newest_state(
         (Some((engine, _)), ..) => engine,
         (None, ..) => engines.open()?,
     };
-    if let Some(left) = left {
+    if let Some((left, _)) = left {
         // The engine goes on from here: an etcd that opened the database again would go back.
         put_aside(&left)?;
     }
@@ -247,7 +257,7 @@ fn put_aside(path: &Path) -> anyhow::Result<()> {
     let aside = path.with_extension("superseded");
     let folder = path.parent().unwrap_or(path);
     std::fs::rename(path, &aside)
-        .and_then(|()| std::fs::File::open(folder)?.sync_all())
+        .and_then(|()| sync_folder(folder))
         .with_context(|| format!("could not put {} aside", path.display()))?;
     info!(to = %aside.display(), "put older data aside");
     Ok(())
@@ -410,12 +420,12 @@ fn has_log(vfs: &OsVfs, log: &Path) -> anyhow::Result<bool> {
 fn create_log(
     config: &Config,
     vfs: &Arc<OsVfs>,
-    log: &Path,
-    folder: &Path,
+    places: &Places,
     metadata: Metadata,
 ) -> anyhow::Result<()> {
+    let (folder, log) = (&places.folder, &places.log);
     ensure!(
-        !folder.join(ENGINE).exists(),
+        !places.engine().exists(),
         "{} holds an engine, but there is no log in {}: give --wal-dir as before, or delete the \
          data directory if its data is not needed",
         folder.display(),
@@ -425,7 +435,7 @@ fn create_log(
         vfs.create_dir(parent)
             .with_context(|| format!("could not make {}", parent.display()))?;
     }
-    let database = folder.join(SNAPSHOTS).join(DATABASE);
+    let database = places.database();
     ensure!(
         !database.exists(),
         "{} is a database of etcd, but there is no log in {}: give --wal-dir as that etcd had it, \
@@ -507,6 +517,11 @@ fn founding_entries(members: &[Member]) -> (Vec<Entry>, HardState) {
         commit: Some(count),
     };
     (entries.collect(), hard_state)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    OsVfs::new().sync_dir(folder)
 }
 
 /// Makes a directory that only its owner may look into, as etcd does, durably.

@@ -45,7 +45,7 @@ use crate::security::Secured;
 
 pub(crate) use self::{
     backend::NodeBackend,
-    bootstrap::{NoAnswer, Places, has_data, make_private},
+    bootstrap::{NoAnswer, Places, has_data, make_private, sync_folder},
     shared::Ended,
 };
 

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use peer::SnapshotBody;
+use peer::{SnapshotBody, snapshot_index};
 use proto::raftpb::{self, Message};
 use state::Published;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -20,6 +20,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tracing::info;
 
 use super::{
+    bootstrap::{make_private, sync_folder},
     raft::RaftInput,
     shared::{Shared, Snapshot},
 };
@@ -88,14 +89,7 @@ impl Snapshots {
         if others.count() >= MAX_SENDS {
             return None;
         }
-        let snapshot = raftpb::Snapshot {
-            data: Some(state::v2_store(&published).into()),
-            metadata: Some(raftpb::SnapshotMetadata {
-                conf_state: Some(published.members.conf_state()),
-                index: Some(published.applied.index),
-                term: Some(published.applied.term),
-            }),
-        };
+        let snapshot = state::raft_snapshot(&published);
         let send = Send {
             index: published.applied.index,
             state: Some(published),
@@ -236,13 +230,9 @@ impl Write for Pieces {
 
 /// Opens the database that a snapshot message stands for.
 pub(crate) async fn open(shared: &Shared, message: &Message) -> Result<SnapshotBody, String> {
-    let to = message.to.unwrap_or_default();
-    let snapshot = message.snapshot.as_ref();
-    let metadata = snapshot.and_then(|snapshot| snapshot.metadata.as_ref());
-    let index = metadata.and_then(|metadata| metadata.index);
     let state = shared
         .snapshots
-        .taken_up(to, index.unwrap_or_default())
+        .taken_up(message.to.unwrap_or_default(), snapshot_index(message))
         .ok_or("its state is no longer held")?;
     let made = make(state).await.map_err(|error| error.to_string())?;
     Ok(Box::pin(ReceiverStream::new(made.pieces)))
@@ -258,10 +248,10 @@ pub(crate) async fn receive(
     let Ok(_only) = snapshots.receiving.try_acquire() else {
         return Err("another snapshot is on its way here".to_owned());
     };
-    let snapshot = message.snapshot.as_ref();
-    let metadata = snapshot.and_then(|snapshot| snapshot.metadata.as_ref());
-    let index = metadata.and_then(|metadata| metadata.index);
-    let index = index.filter(|index| *index > 0).ok_or("it has no index")?;
+    let index = snapshot_index(&message);
+    if index == 0 {
+        return Err("it has no index".to_owned());
+    }
     let began = Instant::now();
     let bytes = save(&snapshots.folder, index, body)
         .await
@@ -278,7 +268,7 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<u
     let (pieces, mut receiver) = mpsc::channel::<Bytes>(WAITING_PIECES);
     let folder = folder.to_owned();
     let saved = tokio::task::spawn_blocking(move || {
-        super::bootstrap::make_private(&folder).map_err(io::Error::other)?;
+        make_private(&folder).map_err(io::Error::other)?;
         let path = received_path(&folder, index);
         let part = path.with_extension(format!("db{PART}"));
         let mut file = File::create(&part)?;
@@ -288,7 +278,7 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<u
                 // Behind the last one: without it the body broke off.
                 file.sync_all()?;
                 fs::rename(&part, &path)?;
-                File::open(&folder)?.sync_all()?;
+                sync_folder(&folder)?;
                 return Ok(bytes);
             }
             bytes += piece.len() as u64;

@@ -44,5 +44,5 @@ pub use machine::{
 };
 pub use members::{Member, MemberChange, Members};
 pub use persisted::{Persisted, applied_of, persisted};
-pub use v2store::v2_store;
+pub use v2store::{raft_snapshot, v2_store};
 pub use version::Version;

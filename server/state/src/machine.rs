@@ -489,7 +489,12 @@ fn number_row<R: Read>(rows: &R, key: &[u8]) -> Result<u64, Fatal> {
     let Some(row) = rows.get(Family::Meta, key)? else {
         return Ok(0);
     };
-    let bytes: [u8; 8] = row[..].try_into().map_err(|_| {
+    number(key, &row)
+}
+
+/// The number in a row of family `meta`.
+pub(crate) fn number(key: &[u8], row: &[u8]) -> Result<u64, Fatal> {
+    let bytes: [u8; 8] = row.try_into().map_err(|_| {
         let key = String::from_utf8_lossy(key);
         Fatal::Store(format!("the row {key} of family meta: {row:02x?}"))
     })?;

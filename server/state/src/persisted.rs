@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::{
     fatal::Fatal,
-    machine::{Applied, CONF_STATE, CONSISTENT_INDEX, TERM},
+    machine::{Applied, CONF_STATE, CONSISTENT_INDEX, TERM, number},
 };
 
 /// The durable state's place in the log.
@@ -39,8 +39,8 @@ pub fn persisted<E: Engine>(engine: &E) -> Result<Option<Persisted>, Fatal> {
             None => ConfState::default(),
         };
         let applied = Applied {
-            index: number(&index, "consistent_index")?,
-            term: number(&term.unwrap_or_default(), "term")?,
+            index: number(CONSISTENT_INDEX, &index)?,
+            term: number(TERM, &term.unwrap_or_default())?,
         };
         return Ok(Some(Persisted {
             applied,
@@ -60,12 +60,6 @@ pub fn applied_of(meta: &[(Bytes, Bytes)]) -> Option<Applied> {
         index: number(CONSISTENT_INDEX)?,
         term: number(TERM).unwrap_or_default(),
     })
-}
-
-fn number(row: &Bytes, name: &str) -> Result<u64, Fatal> {
-    let bytes = <[u8; 8]>::try_from(&row[..]);
-    let damaged = |_| Fatal::Store(format!("the row {name} of family meta: {row:02x?}"));
-    bytes.map(u64::from_be_bytes).map_err(damaged)
 }
 
 /// etcd's JSON form of raft's membership.

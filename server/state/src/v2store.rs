@@ -1,6 +1,7 @@
 //! The members in the form of etcd's store of version 2, which travels with a snapshot's metadata.
 //! etcd 3.7 and later do not read it; 3.6 ends without it.
 
+use proto::raftpb;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -79,6 +80,19 @@ pub fn v2_store<S>(published: &Published<S>) -> Vec<u8> {
         "CurrentVersion": FORMAT,
     });
     go_json(&store).to_vec()
+}
+
+/// What raft is told of a state that is sent as a whole, or kept as one: its place in the log, the
+/// membership there, and the members in the old form.
+pub fn raft_snapshot<S>(published: &Published<S>) -> raftpb::Snapshot {
+    raftpb::Snapshot {
+        data: Some(v2_store(published).into()),
+        metadata: Some(raftpb::SnapshotMetadata {
+            conf_state: Some(published.members.conf_state()),
+            index: Some(published.applied.index),
+            term: Some(published.applied.term),
+        }),
+    }
 }
 
 /// The tree in the making: each change of it has an index.
