@@ -7,6 +7,7 @@
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
+pub mod calls;
 mod certificates;
 pub mod client;
 pub mod etcdctl;

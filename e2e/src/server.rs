@@ -86,6 +86,7 @@ pub fn free_port() -> u16 {
 }
 
 /// How a member is started.
+#[derive(Clone)]
 pub struct Member {
     kind: Kind,
     name: String,
@@ -117,6 +118,13 @@ impl Member {
     /// The same with more flags.
     pub fn with_flags(mut self, flags: Vec<String>) -> Self {
         self.flags.extend(flags);
+        self
+    }
+
+    /// The same, run by a server of this kind, without the flags that it had.
+    pub fn with_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self.flags.clear();
         self
     }
 

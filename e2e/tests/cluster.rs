@@ -11,100 +11,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Kind, Member, Server};
-use proto::etcdserverpb::{
-    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest,
-    MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
-    MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest, cluster_client::ClusterClient,
-    kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
+use e2e::{
+    Kind, Member, Server,
+    calls::{CALL, LIMIT, agree, channel, eventually, get, grow, lead, leader, put, short, shrink},
 };
-use tonic::transport::{Channel, Endpoint};
+use proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, MemberListRequest,
+    PutRequest, RangeRequest, cluster_client::ClusterClient, kv_client::KvClient,
+    lease_client::LeaseClient,
+};
+use tonic::transport::Channel;
 
 /// Kills in the gate.
 const KILLS: usize = 30;
 /// Writers, each with a key of its own for each number that it writes.
 const WRITERS: usize = 6;
-/// How long anything may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
-/// How long one call may take before a writer turns to another member.
-const CALL: Duration = Duration::from_secs(2);
-
-fn channel(url: &str) -> Channel {
-    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
-    endpoint
-        .connect_timeout(CALL)
-        .timeout(Duration::from_secs(8))
-        .connect_lazy()
-}
-
-/// Calls again until it is answered.
-async fn eventually<T, E: std::fmt::Debug>(
-    what: &str,
-    mut call: impl AsyncFnMut() -> Result<T, E>,
-) -> T {
-    let began = Instant::now();
-    loop {
-        match call().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(began.elapsed() < LIMIT, "{what}: {error:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn put(url: &str, key: &str, value: &str) {
-    let request = PutRequest {
-        key: key.to_owned().into(),
-        value: value.to_owned().into(),
-        ..PutRequest::default()
-    };
-    let mut kv = KvClient::new(channel(url));
-    eventually("put", async || kv.put(request.clone()).await).await;
-}
-
-async fn get(url: &str, key: &str) -> Option<String> {
-    let request = RangeRequest {
-        key: key.to_owned().into(),
-        ..RangeRequest::default()
-    };
-    let mut kv = KvClient::new(channel(url));
-    let found = eventually("get", async || kv.range(request.clone()).await).await;
-    let kv = found.into_inner().kvs.into_iter().next();
-    kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
-}
-
-/// Waits until all members are at one revision with one hash.
-async fn agree(urls: &[&str]) {
-    let mut kv = KvClient::new(channel(urls[0]));
-    let barrier = PutRequest {
-        key: "barrier".into(),
-        ..PutRequest::default()
-    };
-    let put = eventually("barrier", async || kv.put(barrier.clone()).await).await;
-    let revision = put.into_inner().header.unwrap().revision;
-    let mut hashes = Vec::new();
-    for url in urls {
-        let mut client = MaintenanceClient::new(channel(url));
-        let request = HashKvRequest { revision };
-        let hash = eventually("hash", async || client.hash_kv(request).await).await;
-        hashes.push((url.to_owned(), hash.into_inner().hash));
-    }
-    let same = hashes.iter().all(|(_, hash)| *hash == hashes[0].1);
-    assert!(same, "at {revision}: {hashes:x?}");
-}
-
-async fn leader(url: &str) -> u64 {
-    let mut client = MaintenanceClient::new(channel(url));
-    eventually("leader", async || {
-        let status = client.status(StatusRequest {}).await;
-        match status.map(|status| status.into_inner().leader) {
-            Ok(0) => Err("none".to_owned()),
-            Ok(leader) => Ok(leader),
-            Err(error) => Err(error.to_string()),
-        }
-    })
-    .await
-}
 
 /// What was acknowledged: key to revision.
 type Book = Arc<Mutex<HashMap<String, i64>>>;
@@ -191,45 +112,6 @@ async fn three_members_lose_nothing_to_kills_in_turns() {
     );
 }
 
-/// Flags by which either server shortens its log soon.
-fn short(kind: Kind) -> Vec<String> {
-    let flags = match kind {
-        Kind::Cairn => [
-            "--cairn-wal-segment-bytes=65536",
-            "--snapshot-catchup-entries=10",
-        ],
-        Kind::Etcd => ["--snapshot-count=20", "--snapshot-catchup-entries=5"],
-    };
-    flags.map(str::to_owned).to_vec()
-}
-
-/// Adds a learner at `url`, starts it and makes it a voter.
-async fn grow(
-    url: &str,
-    member: &Member,
-    cluster: &[&Member],
-    folder: &std::path::Path,
-) -> (u64, Server) {
-    let mut client = ClusterClient::new(channel(url));
-    let add = MemberAddRequest {
-        peer_ur_ls: vec![member.peer_url().to_owned()],
-        is_learner: true,
-    };
-    let added = eventually("add", async || client.member_add(add.clone()).await).await;
-    let id = added.into_inner().member.unwrap().id;
-    let mut server = member.launch(folder, cluster, "existing");
-    server.wait_ready();
-    let promote = MemberPromoteRequest { id };
-    eventually("promote", async || client.member_promote(promote).await).await;
-    (id, server)
-}
-
-async fn shrink(url: &str, id: u64) {
-    let mut client = ClusterClient::new(channel(url));
-    let remove = MemberRemoveRequest { id };
-    eventually("remove", async || client.member_remove(remove).await).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_and_go() {
     let folder = tempfile::tempdir().unwrap();
@@ -247,11 +129,8 @@ async fn members_come_and_go() {
     agree(&[first.url(), second.url()]).await;
 
     // The leader leaves and the other leads at once.
-    let mut maintenance = MaintenanceClient::new(channel(first.url()));
-    let lead = leader(first.url()).await;
-    if lead != id {
-        let to = MoveLeaderRequest { target_id: id };
-        eventually("move", async || maintenance.move_leader(to).await).await;
+    if leader(first.url()).await != id {
+        lead(first.url(), id).await;
     }
     assert_eq!(leader(first.url()).await, id);
     shrink(first.url(), id).await;
@@ -286,11 +165,7 @@ async fn cairn_joins_leads_and_replaces_real_etcds() {
     agree(&[etcd.url(), cairn.url()]).await;
 
     // Cairn leads an etcd: reads, writes and leases through the follower.
-    let mut maintenance = MaintenanceClient::new(channel(etcd.url()));
-    let to = MoveLeaderRequest {
-        target_id: cairn_id,
-    };
-    eventually("move", async || maintenance.move_leader(to).await).await;
+    lead(etcd.url(), cairn_id).await;
     assert_eq!(leader(etcd.url()).await, cairn_id);
     put(etcd.url(), "through etcd", "2").await;
     assert_eq!(get(etcd.url(), "through etcd").await.as_deref(), Some("2"));
@@ -354,11 +229,7 @@ async fn snapshots_go_both_ways_between_etcd_and_cairn() {
     assert_eq!(left.into_inner().keys, ["leased"]);
 
     // Now the Cairn leads, shortens its log, and an etcd joins.
-    let mut maintenance = MaintenanceClient::new(channel(etcd.url()));
-    let to = MoveLeaderRequest {
-        target_id: cairn_id,
-    };
-    eventually("move", async || maintenance.move_leader(to).await).await;
+    lead(etcd.url(), cairn_id).await;
     assert_eq!(leader(cairn.url()).await, cairn_id);
     for n in 0..300 {
         put(cairn.url(), &format!("k{}", n % 40), &format!("{n}{value}")).await;

@@ -196,7 +196,7 @@ flags! {
         "snapshot-catchup-entries" Uint, "5000", Full;
     }
     "Unsafe feature" {
-        "force-new-cluster" Bool, "false", Refused;
+        "force-new-cluster" Bool, "false", Full;
         "unsafe-no-fsync" Bool, "false", Full;
     }
 }

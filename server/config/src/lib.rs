@@ -128,6 +128,8 @@ pub struct Config {
     pub log_json: bool,
     /// Where log lines go: default, stderr, stdout, or files.
     pub log_outputs: Vec<String>,
+    /// Whether to go on as a cluster of one, with this member's data.
+    pub force_new_cluster: bool,
     /// Whether the disk is never asked to sync.
     pub unsafe_no_fsync: bool,
     /// Under an operator: how it is kept from beginning anew on a lost disk.
@@ -420,6 +422,7 @@ impl Config {
                 .split(',')
                 .map(str::to_owned)
                 .collect(),
+            force_new_cluster: v.bool("force-new-cluster"),
             unsafe_no_fsync: v.bool("unsafe-no-fsync"),
             guard: Guard::of(&v)?,
             warnings,

@@ -98,8 +98,8 @@ fn what_is_wrong_is_said() {
         "expected IP in URL for binding",
     );
     check(
-        &["--force-new-cluster"],
-        "--force-new-cluster is not there yet",
+        &["--discovery-srv=example.com"],
+        "--discovery-srv is not there yet",
     );
     check(&["--log-level=loud"], "expected one of: debug, info");
 }

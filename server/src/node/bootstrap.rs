@@ -18,6 +18,7 @@ use state::{Machine, Member, ids, members};
 use tracing::{info, warn};
 use wal::{Metadata, OsVfs, Vfs, Wal};
 
+use super::forced::{self, Left};
 use crate::database::{self, Engines};
 
 /// Below the data directory, as etcd has it.
@@ -169,6 +170,27 @@ pub(crate) async fn open(
         places.engine().display(),
         log.display()
     );
+    // A cluster that is founded just now has lost nothing.
+    if config.force_new_cluster && founding.is_none() {
+        let left = Left {
+            own: Member {
+                id: metadata.node_id,
+                peer_urls: config.advertise_peer.clone(),
+                ..Member::default()
+            },
+            removed: machine.published().members.is_removed(metadata.node_id),
+            conf_state: &machine.conf_state(),
+            applied,
+            hard_state: in_the_term_of_the_log(
+                recovered.hard_state,
+                wal.reader().term(last).unwrap_or_default(),
+            ),
+        };
+        if forced::restart_alone(&mut wal, &left)? {
+            drop(wal);
+            (wal, recovered) = open_log(config, &vfs, log, applied)?;
+        }
+    }
     let boot = boot(&wal, &machine, recovered, applied)?;
     let published = machine.published();
     ensure!(

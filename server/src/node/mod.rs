@@ -9,6 +9,7 @@
 mod apply;
 mod backend;
 mod bootstrap;
+mod forced;
 mod log;
 mod membership;
 mod peers;

@@ -1,0 +1,144 @@
+//! The short calls that tests of clusters are made of. Each is made again until it is answered:
+//! whoever asks a cluster that changes has to.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use proto::etcdserverpb::{
+    HashKvRequest, MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MoveLeaderRequest,
+    PutRequest, RangeRequest, StatusRequest, cluster_client::ClusterClient, kv_client::KvClient,
+    maintenance_client::MaintenanceClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Kind, Member, Server};
+
+/// How long anything may take on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long one call may take before whoever made it turns to another member.
+pub const CALL: Duration = Duration::from_secs(2);
+
+/// A connection that is made when it is needed.
+pub fn channel(url: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    endpoint
+        .connect_timeout(CALL)
+        .timeout(Duration::from_secs(8))
+        .connect_lazy()
+}
+
+/// Calls again until it is answered.
+pub async fn eventually<T, E: std::fmt::Debug>(
+    what: &str,
+    mut call: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let began = Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(began.elapsed() < LIMIT, "{what}: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Writes a key.
+pub async fn put(url: &str, key: &str, value: &str) {
+    let request = PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..PutRequest::default()
+    };
+    let mut kv = KvClient::new(channel(url));
+    eventually("put", async || kv.put(request.clone()).await).await;
+}
+
+/// Reads a key.
+pub async fn get(url: &str, key: &str) -> Option<String> {
+    let request = RangeRequest {
+        key: key.to_owned().into(),
+        ..RangeRequest::default()
+    };
+    let mut kv = KvClient::new(channel(url));
+    let found = eventually("get", async || kv.range(request.clone()).await).await;
+    let kv = found.into_inner().kvs.into_iter().next();
+    kv.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
+}
+
+/// Waits until all members are at one revision with one hash.
+pub async fn agree(urls: &[&str]) {
+    let mut kv = KvClient::new(channel(urls[0]));
+    let barrier = PutRequest {
+        key: "barrier".into(),
+        ..PutRequest::default()
+    };
+    let put = eventually("barrier", async || kv.put(barrier.clone()).await).await;
+    let revision = put.into_inner().header.unwrap().revision;
+    let mut hashes = Vec::new();
+    for url in urls {
+        let mut client = MaintenanceClient::new(channel(url));
+        let request = HashKvRequest { revision };
+        let hash = eventually("hash", async || client.hash_kv(request).await).await;
+        hashes.push((url.to_owned(), hash.into_inner().hash));
+    }
+    let same = hashes.iter().all(|(_, hash)| *hash == hashes[0].1);
+    assert!(same, "at {revision}: {hashes:x?}");
+}
+
+/// Who leads.
+pub async fn leader(url: &str) -> u64 {
+    let mut client = MaintenanceClient::new(channel(url));
+    eventually("leader", async || {
+        let status = client.status(StatusRequest {}).await;
+        match status.map(|status| status.into_inner().leader) {
+            Ok(0) => Err("none".to_owned()),
+            Ok(leader) => Ok(leader),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await
+}
+
+/// Flags by which either server shortens its log soon.
+pub fn short(kind: Kind) -> Vec<String> {
+    let flags = match kind {
+        Kind::Cairn => [
+            "--cairn-wal-segment-bytes=65536",
+            "--snapshot-catchup-entries=10",
+        ],
+        Kind::Etcd => ["--snapshot-count=20", "--snapshot-catchup-entries=5"],
+    };
+    flags.map(str::to_owned).to_vec()
+}
+
+/// Adds a learner at `url`, starts it and makes it a voter.
+pub async fn grow(url: &str, member: &Member, cluster: &[&Member], folder: &Path) -> (u64, Server) {
+    let mut client = ClusterClient::new(channel(url));
+    let add = MemberAddRequest {
+        peer_ur_ls: vec![member.peer_url().to_owned()],
+        is_learner: true,
+    };
+    let added = eventually("add", async || client.member_add(add.clone()).await).await;
+    let id = added.into_inner().member.unwrap().id;
+    let mut server = member.launch(folder, cluster, "existing");
+    server.wait_ready();
+    let promote = MemberPromoteRequest { id };
+    eventually("promote", async || client.member_promote(promote).await).await;
+    (id, server)
+}
+
+/// Removes a member.
+pub async fn shrink(url: &str, id: u64) {
+    let mut client = ClusterClient::new(channel(url));
+    let remove = MemberRemoveRequest { id };
+    eventually("remove", async || client.member_remove(remove).await).await;
+}
+
+/// Hands the lead to a member.
+pub async fn lead(url: &str, id: u64) {
+    let to = MoveLeaderRequest { target_id: id };
+    let mut maintenance = MaintenanceClient::new(channel(url));
+    eventually("move", async || maintenance.move_leader(to).await).await;
+}
