@@ -52,10 +52,11 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "watch",
         ],
     ),
-    ("sim", Edge, &["consensus", "mvcc", "proto", "state", "wal"]),
+    ("history", Core, &[]),
+    ("sim", Edge, &["consensus", "history", "mvcc", "proto", "state", "wal", "watch"]),
     ("crds", Edge, &[]),
     ("operator", Edge, &["crds", "proto", "record"]),
-    ("e2e", Edge, &["proto"]),
+    ("e2e", Edge, &["history", "proto"]),
 ];
 
 /// What no crate of the core may be built with, however far down.
