@@ -1,18 +1,19 @@
 //! Tests of the whole tree, with real etcd beside it and real Kubernetes around it, and what they
 //! share: [`Server`] runs one member of either kind, [`Process`] a `cairn` that may not come to
-//! serve, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes, [`Helm`]
+//! serve, [`load::Load`] clients
+//! whose answers are judged, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes, [`Helm`]
 //! renders charts. Nothing may depend on this crate. Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
 //! `waltool/`, `bolttool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
 
-pub mod calls;
 mod certificates;
 pub mod client;
 pub mod etcdctl;
 mod helm;
 pub mod k8s;
+pub mod load;
 pub mod powerfs;
 pub mod process;
 mod server;

@@ -128,6 +128,11 @@ impl Member {
         self
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where other members reach it.
     pub fn peer_url(&self) -> &str {
         &self.peer_url

@@ -13,7 +13,7 @@ use std::{
 
 use e2e::{
     Kind, Member, Server,
-    calls::{CALL, LIMIT, agree, channel, eventually, get, grow, lead, leader, put, short, shrink},
+    client::{LIMIT, agree, channel, eventually, get, grow, lead, leader, put, short, shrink},
 };
 use proto::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, MemberListRequest,
@@ -24,6 +24,8 @@ use tonic::transport::Channel;
 
 /// Kills in the gate.
 const KILLS: usize = 30;
+/// How long one call may take before a writer turns to another member.
+const CALL: Duration = Duration::from_secs(2);
 /// Writers, each with a key of its own for each number that it writes.
 const WRITERS: usize = 6;
 
@@ -120,10 +122,15 @@ async fn members_come_and_go() {
     first.wait_ready();
     put(first.url(), "before", "1").await;
     let (id, mut second) = grow(first.url(), &b, &[&a, &b], folder.path()).await;
-    assert_eq!(get(second.url(), "before").await.as_deref(), Some("1"));
+    assert_eq!(
+        get(second.url(), "before", false).await.as_deref(),
+        Some("1")
+    );
     put(second.url(), "through the second", "2").await;
     assert_eq!(
-        get(first.url(), "through the second").await.as_deref(),
+        get(first.url(), "through the second", false)
+            .await
+            .as_deref(),
         Some("2")
     );
     agree(&[first.url(), second.url()]).await;
@@ -160,7 +167,7 @@ async fn cairn_joins_leads_and_replaces_real_etcds() {
         put(etcd.url(), &format!("k{}", n % 20), &n.to_string()).await;
     }
     let (cairn_id, cairn) = grow(etcd.url(), &new, &[&old, &new], folder.path()).await;
-    assert_eq!(get(cairn.url(), "k19").await.as_deref(), Some("39"));
+    assert_eq!(get(cairn.url(), "k19", false).await.as_deref(), Some("39"));
     put(cairn.url(), "through cairn", "1").await;
     agree(&[etcd.url(), cairn.url()]).await;
 
@@ -168,7 +175,10 @@ async fn cairn_joins_leads_and_replaces_real_etcds() {
     lead(etcd.url(), cairn_id).await;
     assert_eq!(leader(etcd.url()).await, cairn_id);
     put(etcd.url(), "through etcd", "2").await;
-    assert_eq!(get(etcd.url(), "through etcd").await.as_deref(), Some("2"));
+    assert_eq!(
+        get(etcd.url(), "through etcd", false).await.as_deref(),
+        Some("2")
+    );
     let mut lease = LeaseClient::new(channel(etcd.url()));
     // The follower may know of a lease before the leader has applied it, who is asked at once.
     for id in 7..107 {
@@ -190,8 +200,11 @@ async fn cairn_joins_leads_and_replaces_real_etcds() {
     shrink(cairn.url(), etcd_id).await;
     etcd.kill();
     put(second.url(), "without etcd", "3").await;
-    assert_eq!(get(cairn.url(), "without etcd").await.as_deref(), Some("3"));
-    assert_eq!(get(second.url(), "k19").await.as_deref(), Some("39"));
+    assert_eq!(
+        get(cairn.url(), "without etcd", false).await.as_deref(),
+        Some("3")
+    );
+    assert_eq!(get(second.url(), "k19", false).await.as_deref(), Some("39"));
     agree(&[cairn.url(), second.url()]).await;
 }
 

@@ -5,7 +5,7 @@
 
 use e2e::{
     Kind, Member, Server,
-    calls::{agree, channel, eventually, get, grow, put, short},
+    client::{agree, channel, eventually, get, grow, put, short},
 };
 use proto::etcdserverpb::{self, MemberListRequest, cluster_client::ClusterClient};
 
@@ -50,7 +50,7 @@ async fn goes_on_alone(before: Kind, after: Kind, flags: &[String]) {
     assert_eq!(left[0].name, "a");
     for n in 0..20 {
         let value = (n + 40).to_string();
-        let found = get(server.url(), &format!("k{n}")).await;
+        let found = get(server.url(), &format!("k{n}"), false).await;
         assert_eq!(found.as_deref(), Some(value.as_str()));
     }
     put(server.url(), "alone", "1").await;
@@ -62,7 +62,10 @@ async fn goes_on_alone(before: Kind, after: Kind, flags: &[String]) {
     drop(server);
     let mut server = first.launch(folder.path(), &[&first], "existing");
     server.wait_ready();
-    assert_eq!(get(server.url(), "alone").await.as_deref(), Some("2"));
+    assert_eq!(
+        get(server.url(), "alone", false).await.as_deref(),
+        Some("2")
+    );
     assert_eq!(members(server.url()).await.len(), 1);
 
     let fourth = Member::new(after, "d");
