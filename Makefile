@@ -39,6 +39,7 @@ lint: deps $(CARGO_DENY) ## Formatting, clippy, vet, licenses, bans and sources 
 	cargo fmt --all --check
 	@unformatted=$$(gofmt -l e2e); if [ -n "$$unformatted" ]; then echo "gofmt these:" $$unformatted; exit 1; fi
 	cd e2e && go vet ./... && go mod tidy -diff
+	cd e2e/etcd36 && go mod tidy -diff
 	$(CARGO_DENY) --locked check bans licenses sources
 	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings
 

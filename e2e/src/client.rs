@@ -128,7 +128,7 @@ pub fn short(kind: Kind) -> Vec<String> {
             "--cairn-wal-segment-bytes=65536",
             "--snapshot-catchup-entries=10",
         ],
-        Kind::Etcd => ["--snapshot-count=20", "--snapshot-catchup-entries=5"],
+        Kind::Etcd | Kind::Etcd36 => ["--snapshot-count=20", "--snapshot-catchup-entries=5"],
     };
     flags.map(str::to_owned).to_vec()
 }

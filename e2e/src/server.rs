@@ -26,6 +26,8 @@ pub enum Kind {
     Cairn,
     /// The real one, as `e2e/go.mod` pins it.
     Etcd,
+    /// The real one of the minor version before, as `e2e/etcd36/go.mod` pins it.
+    Etcd36,
 }
 
 /// A running member. Dropping it kills the process.
@@ -38,10 +40,16 @@ pub struct Server {
 }
 
 /// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`, and `benchmark`, its load generator)
-/// from the modules that `go.mod` pins, or one of the folders beside it (`bolttool`, `waltool`). Go's own cache makes this cheap after the first time.
+/// from the modules that `go.mod` pins, `etcd36` from those of `etcd36/go.mod`, or one of the folders
+/// beside it (`bolttool`, `waltool`). Go's own cache makes this cheap after the first time.
 pub fn tool(name: &str) -> PathBuf {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let modules = match name {
+        "etcd36" => modules.join(name),
+        _ => modules.to_owned(),
+    };
     let package = match name {
-        "etcd" => "go.etcd.io/etcd/server/v3".to_owned(),
+        "etcd" | "etcd36" => "go.etcd.io/etcd/server/v3".to_owned(),
         "benchmark" => "go.etcd.io/etcd/v3/tools/benchmark".to_owned(),
         "bolttool" | "waltool" => format!("./{name}"),
         name => format!("go.etcd.io/etcd/{name}/v3"),
@@ -53,7 +61,7 @@ pub fn tool(name: &str) -> PathBuf {
         .args(["build", "-trimpath", "-o"])
         .arg(&binary)
         .arg(package)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(modules)
         .status()
         .unwrap();
     assert!(status.success(), "{name} does not build");
@@ -285,6 +293,7 @@ pub fn program(kind: Kind) -> PathBuf {
     match kind {
         Kind::Cairn => target_folder().join("cairn"),
         Kind::Etcd => tool("etcd"),
+        Kind::Etcd36 => tool("etcd36"),
     }
 }
 

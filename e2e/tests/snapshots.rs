@@ -184,6 +184,16 @@ fn export(data: &Path, output: &Path) -> std::process::Output {
 
 #[test]
 fn a_data_directory_moves_from_etcd_to_cairn_and_back_and_forth() {
+    moves_back_and_forth(Kind::Etcd);
+}
+
+/// It goes back to the newer one, as after an upgrade.
+#[test]
+fn a_data_directory_moves_from_the_etcd_before_to_cairn_and_on() {
+    moves_back_and_forth(Kind::Etcd36);
+}
+
+fn moves_back_and_forth(from: Kind) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| {
         let path = folder.path().join(name);
@@ -193,7 +203,7 @@ fn a_data_directory_moves_from_etcd_to_cairn_and_back_and_forth() {
     // A member of etcd with snapshots and a log that was shortened.
     let first = path("first");
     let few = ["--snapshot-count=50", "--snapshot-catchup-entries=5"];
-    let mut etcd = Server::start(Kind::Etcd, &first, &few);
+    let mut etcd = Server::start(from, &first, &few);
     work(&etcd, 1);
     work(&etcd, 2);
     ok(etcdctl(&etcd).run(&["alarm", "list"]));
