@@ -83,6 +83,13 @@ bench-foreign: build ## The same with the load generator of etcd's own project, 
 	@mkdir -p e2e/bench/results
 	$(CARGO_TARGET_DIR)/release/bench --foreign --rounds 3 $(subst -cores,-cores-foreign,$(BENCH))
 
+# As in: make scale SCALE=--quick
+SCALE := --keep e2e/bench/results/$(shell uname -m)-$(shell nproc)-cores-scale.txt
+.PHONY: scale
+scale: build ## Measure how Cairn grows up to 10 million keys: start, CPU per request, compaction, a member that catches up (half an hour, 20 GB).
+	@mkdir -p e2e/bench/results
+	$(CARGO_TARGET_DIR)/release/bench --scale $(SCALE)
+
 .PHONY: test
 test: lint ## Everything that decides whether a change lands; the last line counts the tests.
 	@./.ci/count cargo test --locked --release --workspace --all-features

@@ -8,7 +8,7 @@ use e2e::{Kind, tool};
 use crate::{
     PAGE,
     report::{Figures, Report, Turn},
-    side::Side,
+    side::{Side, VALUE},
 };
 
 /// What one line runs: its name, the requests of a turn, and the generator's arguments.
@@ -56,8 +56,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// Measures all lines, or those of `only`.
 pub async fn run(report: &mut Report, only: &[String], rounds: u64) {
-    let cairn = Side::start(Kind::Cairn, 1).await;
-    let etcd = Side::start(Kind::Etcd, 1).await;
+    let cairn = Side::start(Kind::Cairn, 1, VALUE).await;
+    let etcd = Side::start(Kind::Etcd, 1, VALUE).await;
     for side in [&cairn, &etcd] {
         side.fill("page/", PAGE).await;
     }

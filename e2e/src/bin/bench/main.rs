@@ -4,12 +4,13 @@
 //!
 //! Start reading here, then `work.rs` (what a line does), `side.rs` (the servers that it is done
 //! to) and `report.rs` (the table and the rules). `foreign.rs` is the cross-check with the load
-//! generator of etcd itself: `bench --foreign`.
+//! generator of etcd itself: `bench --foreign`. `scale.rs` looks at how Cairn grows: `bench --scale`.
 
 #![allow(clippy::unwrap_used)]
 
 mod foreign;
 mod report;
+mod scale;
 mod side;
 mod work;
 
@@ -19,7 +20,7 @@ use clap::Parser;
 use e2e::Kind;
 
 use report::{Figures, Report, Rule, Turn};
-use side::Side;
+use side::{Side, VALUE};
 use work::Work;
 
 /// As little of the machine as can be should go to the client; glibc gives a list's buffer back to
@@ -56,6 +57,9 @@ struct Arguments {
     /// Measure with the load generator of etcd itself instead
     #[arg(long)]
     foreign: bool,
+    /// Measure how Cairn alone grows instead, up to ten million keys
+    #[arg(long)]
+    scale: bool,
     /// Where to keep the report
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -116,6 +120,7 @@ const LINES: &[Line] = &[
     line("three-get-256", Stage::Three, Work::Get, 256, None),
     line("count-1m", Stage::Million, Work::Count, 16, COUNT),
     line("list-1000-of-1m", Stage::Million, Work::ListSome, 16, LIST),
+    line("snapshot-mb-1m", Stage::Million, Work::Snapshot, 1, None),
 ];
 
 /// The large store's line without turns: memory, and the time of a start.
@@ -210,7 +215,7 @@ impl Stage {
 
 async fn prepare(kind: Kind, stage: Stage) -> Side {
     let members = if stage == Stage::Three { 3 } else { 1 };
-    let side = Side::start(kind, members).await;
+    let side = Side::start(kind, members, VALUE).await;
     match stage {
         Stage::One => {
             side.fill("page/", PAGE).await;
@@ -244,13 +249,19 @@ async fn main() -> ExitCode {
     if bench.arguments.foreign {
         let (only, rounds) = (bench.arguments.only.clone(), bench.rounds());
         foreign::run(&mut bench.report, &only, rounds).await;
+    } else if bench.arguments.scale {
+        scale::run(&mut bench.report, bench.arguments.quick).await;
     } else {
         bench.report.head();
         for stage in [Stage::One, Stage::Three, Stage::Million] {
             bench.stage(stage).await;
         }
     }
-    let kept = bench.arguments.foreign || bench.report.verdict();
+    let kept = match (bench.arguments.foreign, bench.arguments.scale) {
+        (true, _) => true,
+        (_, true) => scale::verdict(&mut bench.report),
+        _ => bench.report.verdict(),
+    };
     if let Some(path) = keep {
         bench.report.keep(&path);
     }

@@ -155,6 +155,17 @@ impl Report {
         }
     }
 
+    /// Holds a figure to a bound.
+    pub fn hold(&mut self, what: &str, figure: f64, most: f64) {
+        self.lines += 1;
+        // A figure that is no number breaks the rule too.
+        let within = figure.partial_cmp(&most);
+        if !within.is_some_and(Ordering::is_le) {
+            self.broken
+                .push(format!("{what}: {figure:.2}, not {most:.2}"));
+        }
+    }
+
     /// Memory of both sides.
     pub fn memory(&mut self, stage: &str, when: &str, cairn: f64, etcd: f64) {
         self.say(&format!(
@@ -172,20 +183,27 @@ impl Report {
         ));
     }
 
-    /// Says whether the rules are kept. Without any line there is nothing to say it of.
+    /// Says whether the rules of the table are kept.
     pub fn verdict(&mut self) -> bool {
+        let kept = format!(
+            "no line of {} uses more CPU than etcd beyond the spread; {} lists at least \
+             {LIST_FACTOR}x; {} counts at 1M keys at least {LARGE_COUNT_FACTOR}x",
+            self.lines,
+            self.ruled[Rule::List as usize],
+            self.ruled[Rule::LargeCount as usize],
+        );
+        self.conclude(&kept)
+    }
+
+    /// Says which rules are broken, or what is kept. Without any line there is nothing to say it of.
+    pub fn conclude(&mut self, kept: &str) -> bool {
         let broken = std::mem::take(&mut self.broken);
         for problem in &broken {
             self.say(&format!("BROKEN: {problem}"));
         }
         let verdict = match (self.lines, broken.len()) {
             (0, _) => "nothing was measured under a rule".to_owned(),
-            (lines, 0) => format!(
-                "kept: no line of {lines} uses more CPU than etcd beyond the spread; {} lists at \
-                 least {LIST_FACTOR}x; {} counts at 1M keys at least {LARGE_COUNT_FACTOR}x",
-                self.ruled[Rule::List as usize],
-                self.ruled[Rule::LargeCount as usize],
-            ),
+            (_, 0) => format!("kept: {kept}"),
             (_, broken) => format!("{broken} rules are broken"),
         };
         self.say(&verdict);
@@ -220,7 +238,7 @@ fn sorted(of: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-fn median(of: impl Iterator<Item = f64>) -> f64 {
+pub fn median(of: impl Iterator<Item = f64>) -> f64 {
     let values = sorted(of);
     values[values.len() / 2]
 }

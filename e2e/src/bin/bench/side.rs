@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,12 +11,13 @@ use std::{
 
 use e2e::{Kind, Member, Server};
 use proto::etcdserverpb::{
-    PutRequest, RangeRequest, RequestOp, TxnRequest, kv_client::KvClient, request_op::Request,
+    MemberAddRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    cluster_client::ClusterClient, kv_client::KvClient, request_op::Request,
 };
 use tonic::transport::{Channel, Endpoint};
 
 /// Bytes of a value, as in the figures of etcd's own reports.
-const VALUE: usize = 256;
+pub const VALUE: usize = 256;
 /// Connections of the client, spread over the members.
 pub const CONNECTIONS: usize = 8;
 /// Puts of one transaction that fills the store; etcd takes 128.
@@ -37,24 +37,32 @@ const PAGE_BYTES: f64 = 4096.0;
 
 /// One member or one cluster.
 pub struct Side {
+    kind: Kind,
+    members: Vec<Member>,
     servers: Vec<Server>,
+    /// Bytes of a value.
+    value: usize,
     pub channels: Vec<Channel>,
     // Behind the servers: they end before their data goes.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Side {
-    /// Starts so many members and waits until they answer.
-    pub async fn start(kind: Kind, members: usize) -> Self {
+    /// Starts so many members and waits until they answer. Values have `value` bytes.
+    pub async fn start(kind: Kind, members: usize, value: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let servers = match members {
-            1 => vec![Server::start(kind, folder.path(), &[QUOTA])],
-            _ => cluster(kind, folder.path(), members),
-        };
+        let members: Vec<Member> = (0..members).map(|n| member(kind, n)).collect();
+        let all: Vec<&Member> = members.iter().collect();
+        let launch = |member: &Member| member.launch(folder.path(), &all, "new");
+        let mut servers: Vec<Server> = members.iter().map(launch).collect();
+        servers.iter_mut().for_each(Server::wait_ready);
         let mut side = Self {
+            kind,
+            members,
             servers,
+            value,
             channels: Vec::new(),
-            _folder: folder,
+            folder,
         };
         side.connect().await;
         side
@@ -67,6 +75,7 @@ impl Side {
         for client in 0..FILL_CLIENTS {
             let mut kv = self.kv(client);
             let (next, prefix) = (Arc::clone(&next), prefix.to_owned());
+            let value = self.value;
             tasks.spawn(async move {
                 loop {
                     let from = next.fetch_add(FILL_PUTS, Ordering::Relaxed);
@@ -74,7 +83,7 @@ impl Side {
                         return;
                     }
                     let puts = (from..keys.min(from + FILL_PUTS)).map(|key| RequestOp {
-                        request: Some(Request::RequestPut(put(&prefix, key))),
+                        request: Some(Request::RequestPut(put(&prefix, key, value))),
                     });
                     let request = TxnRequest {
                         success: puts.collect(),
@@ -86,6 +95,38 @@ impl Side {
         }
         // A task that failed ends the run here.
         tasks.join_all().await;
+    }
+
+    /// Bytes of a value.
+    pub fn value(&self) -> usize {
+        self.value
+    }
+
+    /// A put of this side's size.
+    pub fn put(&self, prefix: &str, key: u64) -> PutRequest {
+        put(prefix, key, self.value)
+    }
+
+    /// Adds one more member as a learner, and starts it. It is left to catch up.
+    pub async fn add_learner(&mut self) {
+        let new = member(self.kind, self.members.len());
+        let add = MemberAddRequest {
+            peer_ur_ls: vec![new.peer_url().to_owned()],
+            is_learner: true,
+        };
+        let mut cluster = ClusterClient::new(self.channel(0));
+        cluster.member_add(add).await.unwrap();
+        self.members.push(new);
+        let all: Vec<&Member> = self.members.iter().collect();
+        let launched = all[all.len() - 1].launch(self.folder.path(), &all, "existing");
+        self.servers.push(launched);
+    }
+
+    /// Whether the newest member has caught up so far that it serves.
+    pub fn newest_serves(&mut self) -> bool {
+        let newest = self.servers.last_mut().unwrap();
+        assert!(newest.ended().is_none(), "{}", newest.log());
+        newest.is_ready()
     }
 
     pub fn kv(&self, client: usize) -> KvClient<Channel> {
@@ -116,8 +157,12 @@ impl Side {
 
     /// Seconds of CPU that the servers have used.
     pub fn cpu(&self) -> f64 {
-        let ticks = |server| stat(server, 11) + stat(server, 12);
-        self.servers.iter().map(ticks).sum::<f64>() / TICKS_PER_SECOND
+        self.servers.iter().map(cpu).sum()
+    }
+
+    /// Seconds of CPU that the first member has used.
+    pub fn first_cpu(&self) -> f64 {
+        cpu(&self.servers[0])
     }
 
     /// Memory of the servers.
@@ -148,19 +193,12 @@ impl Side {
     }
 }
 
-fn cluster(kind: Kind, folder: &Path, members: usize) -> Vec<Server> {
-    let members: Vec<Member> = (0..members)
-        .map(|n| Member::new(kind, &format!("m{n}")))
-        .collect();
-    let all: Vec<&Member> = members.iter().collect();
-    let mut servers: Vec<Server> = members
-        .iter()
-        .map(|member| member.launch(folder, &all, "new"))
-        .collect();
-    for server in &mut servers {
-        server.wait_ready();
-    }
-    servers
+fn member(kind: Kind, number: usize) -> Member {
+    Member::new(kind, &format!("m{number}")).with_flags(vec![QUOTA.to_owned()])
+}
+
+fn cpu(server: &Server) -> f64 {
+    (stat(server, 11) + stat(server, 12)) / TICKS_PER_SECOND
 }
 
 /// A field of `/proc/PID/stat` behind the name, counted from 0.
@@ -170,11 +208,11 @@ fn stat(server: &Server, field: usize) -> f64 {
     fields.split(' ').nth(field).unwrap().parse().unwrap()
 }
 
-/// A put of the bench's size.
-pub fn put(prefix: &str, key: u64) -> PutRequest {
+/// A put of so many bytes.
+pub fn put(prefix: &str, key: u64, value: usize) -> PutRequest {
     PutRequest {
         key: format!("{prefix}{key:08}").into(),
-        value: vec![b'v'; VALUE].into(),
+        value: vec![b'v'; value].into(),
         ..PutRequest::default()
     }
 }

@@ -16,9 +16,9 @@ use prost::{
 };
 use proto::{
     etcdserverpb::{
-        LeaseGrantRequest, LeaseKeepAliveRequest, RangeRequest, RequestOp, TxnRequest,
-        WatchCreateRequest, WatchRequest, lease_client::LeaseClient, request_op::Request,
-        watch_request::RequestUnion,
+        LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp,
+        SnapshotRequest, TxnRequest, WatchCreateRequest, WatchRequest, lease_client::LeaseClient,
+        maintenance_client::MaintenanceClient, request_op::Request, watch_request::RequestUnion,
     },
     framed,
 };
@@ -71,6 +71,8 @@ pub enum Work {
     Watch,
     /// Renewals of one lease for each client, one after the other on one stream.
     KeepAlive,
+    /// Megabytes of whole snapshots, one after the other.
+    Snapshot,
 }
 
 /// What the clients of a turn did: seconds of each request (or round), and how many units of work
@@ -116,16 +118,28 @@ async fn clients_work(side: &Side, work: Work, clients: usize, time: Duration) -
         let caller = Caller::new(side, client);
         tasks.spawn(async move {
             match work {
-                Work::KeepAlive => caller.keep_alive(&stop).await,
-                _ => caller.requests(work, &stop).await,
+                Work::KeepAlive => Done::each(caller.keep_alive(&stop).await),
+                Work::Snapshot => caller.snapshots(&stop).await,
+                _ => Done::each(caller.requests(work, &stop).await),
             }
         });
     }
     tokio::time::sleep(time).await;
     stop.store(true, Ordering::Relaxed);
-    let taken: Vec<f64> = tasks.join_all().await.into_iter().flatten().collect();
-    let units = taken.len() as f64;
-    Done { taken, units }
+    let mut all = Done::each(Vec::new());
+    for done in tasks.join_all().await {
+        all.taken.extend(done.taken);
+        all.units += done.units;
+    }
+    all
+}
+
+impl Done {
+    /// Each request is one unit.
+    fn each(taken: Vec<f64>) -> Self {
+        let units = taken.len() as f64;
+        Self { taken, units }
+    }
 }
 
 /// One client.
@@ -133,6 +147,7 @@ struct Caller {
     client: u64,
     channel: Channel,
     kv: proto::etcdserverpb::kv_client::KvClient<Channel>,
+    value: usize,
 }
 
 impl Caller {
@@ -141,7 +156,12 @@ impl Caller {
             client: client as u64,
             channel: side.channel(client),
             kv: side.kv(client),
+            value: side.value(),
         }
+    }
+
+    fn put(&self, prefix: &str, key: u64) -> PutRequest {
+        put(prefix, key % PUT_KEYS, self.value)
     }
 
     /// One request after the other until it is told to stop; the seconds that each took.
@@ -160,9 +180,9 @@ impl Caller {
 
     async fn request(&mut self, work: Work, key: u64) {
         match work {
-            Work::Put => drop(self.kv.put(put("put/", key % PUT_KEYS)).await.unwrap()),
+            Work::Put => drop(self.kv.put(self.put("put/", key)).await.unwrap()),
             Work::Txn => {
-                let put = Request::RequestPut(put("txn/", key % PUT_KEYS));
+                let put = Request::RequestPut(self.put("txn/", key));
                 let request = TxnRequest {
                     success: vec![RequestOp { request: Some(put) }],
                     ..TxnRequest::default()
@@ -190,6 +210,27 @@ impl Caller {
         let path = PathAndQuery::from_static("/etcdserverpb.KV/Range");
         let answer = client.unary(request, path, Outlines::default()).await;
         answer.unwrap().into_inner()
+    }
+
+    async fn snapshots(self, stop: &AtomicBool) -> Done {
+        let mut client = MaintenanceClient::new(self.channel).max_decoding_message_size(MAX_ANSWER);
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        loop {
+            let began = Instant::now();
+            let mut answers = client
+                .snapshot(SnapshotRequest {})
+                .await
+                .unwrap()
+                .into_inner();
+            while let Some(answer) = answers.message().await.unwrap() {
+                bytes += answer.blob.len();
+            }
+            taken.push(began.elapsed().as_secs_f64());
+            if stop.load(Ordering::Relaxed) {
+                let units = bytes as f64 / 1e6;
+                return Done { taken, units };
+            }
+        }
     }
 
     async fn keep_alive(self, stop: &AtomicBool) -> Vec<f64> {
@@ -345,8 +386,8 @@ impl Watched {
             let wanted = self.events.load(Ordering::Acquire) + self.watchers * WATCHED_PUTS;
             let mut puts = JoinSet::new();
             for key in 0..WATCHED_PUTS {
-                let mut kv = side.kv(key as usize);
-                puts.spawn(async move { drop(kv.put(put("watched/", key)).await.unwrap()) });
+                let (mut kv, put) = (side.kv(key as usize), side.put("watched/", key));
+                puts.spawn(async move { drop(kv.put(put).await.unwrap()) });
             }
             puts.join_all().await;
             while self.events.load(Ordering::Acquire) < wanted {
