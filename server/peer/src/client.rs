@@ -1,6 +1,9 @@
 //! Calls to other members: short ones with an answer, and the bodies of streams.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -36,6 +39,15 @@ pub(crate) fn whole(body: impl Into<Bytes>) -> RequestBody {
     Full::new(body.into())
         .map_err(|never| match never {})
         .boxed_unsync()
+}
+
+/// A member's answer to a probe.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// From the question to the answer.
+    pub took: Duration,
+    /// Its wall clock, as RFC 3339 writes it.
+    pub now: String,
 }
 
 /// Makes calls to other members.
@@ -139,6 +151,24 @@ impl Client {
                 && let Ok(version) = version.parse()
             {
                 return Some(version);
+            }
+        }
+        None
+    }
+
+    /// Asks the member behind `urls` for nothing but an answer.
+    pub async fn probe(&self, urls: &[String]) -> Option<Probe> {
+        for url in urls {
+            let began = Instant::now();
+            let answer = self.call(Method::GET, format!("{url}/raft/probing"), Vec::new());
+            if let Ok((StatusCode::OK, _, body)) = answer.await
+                && let Ok(json) = serde_json::from_slice::<serde_json::Value>(&body)
+                && let Some(now) = json["Now"].as_str()
+            {
+                return Some(Probe {
+                    took: began.elapsed(),
+                    now: now.to_owned(),
+                });
             }
         }
         None

@@ -33,7 +33,7 @@ use proto::{
 };
 use state::{Error, Member, Version};
 
-pub use client::Client;
+pub use client::{Client, Probe};
 pub use snapshot::{MAX_MESSAGE_BYTES, snapshot_index};
 pub use transport::{Traffic, Transport};
 

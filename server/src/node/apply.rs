@@ -246,6 +246,8 @@ impl ApplyThread {
         let shared = Arc::clone(&self.shared);
         let began = Instant::now();
         info!(index, "applying snapshot");
+        let installing = &shared.counters.snapshots.installing;
+        installing.store(1, Ordering::Relaxed);
         let file = shared.snapshots.database(index);
         let engine = self.engines.import(&file, Some(applied));
         let engine = engine.map_err(|error| state::Fatal::Store(format!("{error:#}")))?;
@@ -253,6 +255,7 @@ impl ApplyThread {
         let replaced = self.machine.replace(Arc::clone(&engine), shared.now())?;
         let published = replaced.published;
         let revision = published.view.revision();
+        installing.store(0, Ordering::Relaxed);
         info!(index, revision, took = ?began.elapsed(), "applied snapshot");
         self.log_bytes = 0;
         self.compacting = None;

@@ -584,10 +584,12 @@ impl Backend for NodeBackend {
     async fn snapshot(&self) -> Result<SnapshotFile, Error> {
         let published = self.published();
         let version = published.storage_version;
-        let made = snapshots::make(published).await.map_err(|error| {
-            self.shared.fatal(error);
-            Error::Stopped
-        })?;
+        let made = snapshots::make(&self.shared, published)
+            .await
+            .map_err(|error| {
+                self.shared.fatal(error);
+                Error::Stopped
+            })?;
         Ok(SnapshotFile {
             bytes: made.bytes,
             version: version

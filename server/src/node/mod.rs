@@ -13,6 +13,7 @@ mod forced;
 mod log;
 mod membership;
 mod peers;
+mod probes;
 mod raft;
 mod shared;
 mod snapshots;

@@ -58,7 +58,10 @@ pub(crate) fn follow(shared: &Shared, change: &MemberChange) {
         MemberChange::Add(member) | MemberChange::Update(member) => {
             transport.add_peer(member.id, member.peer_urls.clone());
         }
-        MemberChange::Remove(id) => transport.remove_peer(*id),
+        MemberChange::Remove(id) => {
+            transport.remove_peer(*id);
+            shared.counters.snapshots.forget(*id);
+        }
         MemberChange::Promote(_) => {}
     }
 }
@@ -199,6 +202,7 @@ impl Handler for NodeHandler {
 
     fn report_snapshot(&self, id: u64, ok: bool) {
         self.shared.snapshots.ended(id);
+        self.shared.counters.snapshots.send_ended(id, ok);
         self.tell(RaftInput::Snapshot(id, ok));
     }
 

@@ -171,7 +171,11 @@ pub(crate) struct Made {
 
 /// Makes the database file of a state on a thread of its own. Its length is known when this
 /// returns; it holds the state until the last piece is taken or the receiver dropped.
-pub(crate) async fn make(published: Arc<Published<Snapshot>>) -> io::Result<Made> {
+pub(crate) async fn make(
+    shared: &Arc<Shared>,
+    published: Arc<Published<Snapshot>>,
+) -> io::Result<Made> {
+    let shared = Arc::clone(shared);
     let (pieces, receiver) = mpsc::channel(WAITING_PIECES);
     let (planned, plan) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
@@ -192,7 +196,11 @@ pub(crate) async fn make(published: Arc<Published<Snapshot>>) -> io::Result<Made
             pieces: pieces.clone(),
         };
         match database::write(published.view.snapshot(), layout, sink) {
-            Ok(()) => info!(bytes, took = ?began.elapsed(), "made a snapshot"),
+            Ok(()) => {
+                let took = began.elapsed();
+                shared.counters.snapshots.made(took);
+                info!(bytes, ?took, "made a snapshot");
+            }
             // Its reader is told, or is gone.
             Err(error) => {
                 let _ = pieces.blocking_send(Err(error));
@@ -229,12 +237,16 @@ impl Write for Pieces {
 }
 
 /// Opens the database that a snapshot message stands for.
-pub(crate) async fn open(shared: &Shared, message: &Message) -> Result<SnapshotBody, String> {
+pub(crate) async fn open(shared: &Arc<Shared>, message: &Message) -> Result<SnapshotBody, String> {
     let state = shared
         .snapshots
         .taken_up(message.to.unwrap_or_default(), snapshot_index(message))
         .ok_or("its state is no longer held")?;
-    let made = make(state).await.map_err(|error| error.to_string())?;
+    let counters = &shared.counters.snapshots;
+    counters.send_began(message.to.unwrap_or_default());
+    let made = make(shared, state)
+        .await
+        .map_err(|error| error.to_string())?;
     Ok(Box::pin(ReceiverStream::new(made.pieces)))
 }
 
@@ -245,6 +257,8 @@ pub(crate) async fn receive(
     body: SnapshotBody,
 ) -> Result<(), String> {
     let snapshots = &shared.snapshots;
+    let counters = &shared.counters.snapshots;
+    let mut counted = counters.receive(message.from.unwrap_or_default());
     let Ok(_only) = snapshots.receiving.try_acquire() else {
         return Err("another snapshot is on its way here".to_owned());
     };
@@ -253,18 +267,29 @@ pub(crate) async fn receive(
         return Err("it has no index".to_owned());
     }
     let began = Instant::now();
-    let bytes = save(&snapshots.folder, index, body)
+    let Saved { bytes, sync } = save(&snapshots.folder, index, body)
         .await
         .map_err(|error| format!("could not save the snapshot: {error}"))?;
-    info!(index, bytes, took = ?began.elapsed(), "saved a received snapshot");
+    let took = began.elapsed();
+    counters.saved(took, sync);
+    info!(index, bytes, ?took, "saved a received snapshot");
     let (done, taken) = oneshot::channel();
     let input = RaftInput::Received(Box::new(message), done);
     let ended = || "this member ends".to_owned();
     shared.to_raft.send(input).map_err(|_| ended())?;
-    taken.await.map_err(|_| ended())?
+    taken.await.map_err(|_| ended())??;
+    counted.well = true;
+    Ok(())
 }
 
-async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<u64> {
+/// A database that came, durable.
+struct Saved {
+    bytes: u64,
+    /// How long its sync took.
+    sync: Duration,
+}
+
+async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<Saved> {
     let (pieces, mut receiver) = mpsc::channel::<Bytes>(WAITING_PIECES);
     let folder = folder.to_owned();
     let saved = tokio::task::spawn_blocking(move || {
@@ -276,10 +301,12 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<u
         while let Some(piece) = receiver.blocking_recv() {
             if piece.is_empty() {
                 // Behind the last one: without it the body broke off.
+                let began = Instant::now();
                 file.sync_all()?;
+                let sync = began.elapsed();
                 fs::rename(&part, &path)?;
                 sync_folder(&folder)?;
-                return Ok(bytes);
+                return Ok(Saved { bytes, sync });
             }
             bytes += piece.len() as u64;
             file.write_all(&piece)?;

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::{
     apply::Chore,
     backend::NodeBackend,
-    peers,
+    peers, probes,
     shared::{Ended, Shared},
 };
 
@@ -49,6 +49,7 @@ pub(crate) fn spawn(
     let mut tasks = JoinSet::new();
     tasks.spawn(expire_leases(Arc::clone(shared)));
     tasks.spawn(decide_versions(Arc::clone(shared)));
+    tasks.spawn(probes::run(Arc::clone(shared)));
     tasks.spawn(do_chores(Arc::clone(shared), chores));
     tasks.spawn(catch_up(Arc::clone(shared)));
     tasks.spawn(notify_progress(Arc::clone(shared), progress));

@@ -1,10 +1,11 @@
 //! A node's counters, and its metrics in Prometheus' text form under etcd's names. What is counted
 //! is counted where it happens, by atomics; the rest is read from the state when someone asks.
 //!
-//! `text.rs` is the form, `process.rs` what every process shows, `tls.rs` the certificates in use. Which of etcd's metrics are not
+//! `text.rs` is the form, `process.rs` what every process shows, `snapshots.rs` snapshots and probes, `tls.rs` the certificates in use. Which of etcd's metrics are not
 //! here, and why, stands in `e2e/tests/metrics.rs`.
 
 mod process;
+mod snapshots;
 mod text;
 mod tls;
 
@@ -115,6 +116,7 @@ pub(crate) struct Counters {
     compaction_total: Histogram<14>,
     compacted_at: AtomicI64,
     pub compacted_rows: AtomicU64,
+    pub snapshots: snapshots::Snapshots,
 }
 
 impl Default for Counters {
@@ -156,6 +158,7 @@ impl Default for Counters {
             compaction_total: Histogram::new(100.0, 2.0),
             compacted_at: AtomicI64::new(0),
             compacted_rows: zero(),
+            snapshots: snapshots::Snapshots::default(),
         }
     }
 }
@@ -256,6 +259,7 @@ pub(crate) fn metrics(shared: &Shared) -> String {
     times(&shared.counters, &mut text);
     names(shared, &published, &mut text);
     network(shared, &published, &mut text);
+    snapshots::write(&shared.counters.snapshots, &mut text);
     own(shared, &mut text);
     tls::write(&shared.tls, &mut text);
     process::write(&mut text);
@@ -306,11 +310,6 @@ fn server(shared: &Shared, published: &Published<Snapshot>, text: &mut Text) {
         "etcd_server_quota_backend_bytes",
         "Current backend storage quota size in bytes.",
         state::cost::quota(settings.quota_bytes).unwrap_or(settings.quota_bytes) as f64,
-    );
-    text.gauge(
-        "etcd_server_snapshot_apply_in_progress_total",
-        "1 if the server is applying the incoming snapshot. 0 if none.",
-        0.0,
     );
     for (name, help, of) in [
         (
