@@ -124,7 +124,7 @@ pub async fn leader(url: &str) -> u64 {
 /// Flags by which either server shortens its log soon.
 pub fn short(kind: Kind) -> Vec<String> {
     let flags = match kind {
-        Kind::Cairn => [
+        Kind::Cairn | Kind::CairnBefore => [
             "--cairn-wal-segment-bytes=65536",
             "--snapshot-catchup-entries=10",
         ],

@@ -15,6 +15,7 @@ mod helm;
 pub mod k8s;
 pub mod load;
 pub mod powerfs;
+pub mod previous;
 pub mod process;
 mod server;
 

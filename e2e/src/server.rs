@@ -24,6 +24,8 @@ const STOP: Duration = Duration::from_secs(20);
 pub enum Kind {
     /// Ours.
     Cairn,
+    /// Ours, of the commit that `e2e/previous` names.
+    CairnBefore,
     /// The real one, as `e2e/go.mod` pins it.
     Etcd,
     /// The real one of the minor version before, as `e2e/etcd36/go.mod` pins it.
@@ -292,6 +294,7 @@ impl Drop for Server {
 pub fn program(kind: Kind) -> PathBuf {
     match kind {
         Kind::Cairn => target_folder().join("cairn"),
+        Kind::CairnBefore => crate::previous::program().expect("this clone reaches back to it"),
         Kind::Etcd => tool("etcd"),
         Kind::Etcd36 => tool("etcd36"),
     }
