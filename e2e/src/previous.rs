@@ -15,7 +15,9 @@ pub const COMMIT: &str = include_str!("../previous").trim_ascii();
 /// Its program; `None` when this clone has no history that reaches back to it.
 ///
 /// It is built once, in this build's own target folder and with the same packages and features, so
-/// that only the crates of this repository are compiled again.
+/// that only the crates of this repository are compiled again. These get a version of their own: to
+/// cargo, crates of one name and version are the same wherever they lie, and it would take those of
+/// one tree for those of the other.
 pub fn program() -> Option<PathBuf> {
     let built = target_folder().join("cairn-previous");
     let marker = target_folder().join("cairn-previous.commit");
@@ -26,19 +28,23 @@ pub fn program() -> Option<PathBuf> {
     if !extract(folder.path()) {
         return None;
     }
-    // Under a name of its own: the programs of one target folder lie side by side.
-    let manifest = folder.path().join("server/Cargo.toml");
-    let text = fs::read_to_string(&manifest).unwrap();
-    let renamed = text.replacen(
+    let in_manifest = |manifest: &str, from: &str, to: &str| {
+        let manifest = folder.path().join(manifest);
+        let text = fs::read_to_string(&manifest).unwrap();
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{manifest:?} has no {from:?}");
+        fs::write(&manifest, changed).unwrap();
+    };
+    let version = "[workspace.package]\nversion = \"";
+    in_manifest("Cargo.toml", version, &format!("{version}0.0.0-before-"));
+    in_manifest(
+        "server/Cargo.toml",
         "[[bin]]\nname = \"cairn\"",
         "[[bin]]\nname = \"cairn-previous\"",
-        1,
     );
-    assert_ne!(renamed, text, "the server's program is named elsewhere");
-    fs::write(&manifest, renamed).unwrap();
+    // Not locked: the lock file has the versions that were just changed.
     let build = [
         "build",
-        "--locked",
         "--release",
         "--workspace",
         "--all-features",

@@ -8,9 +8,9 @@ use std::{
 use bytes::Bytes;
 use mvcc::{Cursor, Direction, Engine, EngineError, Family, Op, Read, WriteBatch};
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
-    CompactOptions, DB, DBCompressionType, DBRawIterator, FlushOptions, ReadOptions, ReadTier,
-    Snapshot, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily,
+    ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType, DBRawIterator, FlushOptions,
+    ReadOptions, ReadTier, Snapshot, WriteOptions,
 };
 use self_cell::self_cell;
 
@@ -175,9 +175,14 @@ fn open(path: &Path, options: &Options, direct: bool) -> Result<DB, rocksdb::Err
 fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
-    // Indexes and filters grow with the keys: in the cache, they are part of its bound.
+    // Indexes and filters grow with the keys: in the cache, they are part of its bound. In parts: a
+    // whole filter of a large file is longer than a shard of the cache, and would be read anew for
+    // each row that is looked up.
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_pin_top_level_index_and_filter(true);
     table.set_format_version(6);
     if matches!(family, Family::Cur | Family::Key) {
         table.set_block_size(SCANNED_BLOCK_BYTES);

@@ -45,7 +45,7 @@ const LARGE: [Store; 2] = [
 ];
 /// With `--quick`.
 const QUICK: [Store; 2] = [
-    store("300k x 128 B", 300_000, 128),
+    store("3M x 128 B", 3_000_000, 128),
     store("50k x 2 KiB", 50_000, 2048),
 ];
 
