@@ -189,6 +189,14 @@ impl<'a, E: Engine> Writer<'a, E> {
         Ok(keys.len())
     }
 
+    /// The keys attached to a lease, in order.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn lease_keys(&self, lease: i64) -> Result<Vec<Bytes>, Error> {
+        lease_keys(&self.rows(), lease)
+    }
+
     /// A row of one of etcd's small buckets.
     ///
     /// # Errors

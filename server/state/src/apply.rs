@@ -2,7 +2,8 @@
 //! quota, the request itself.
 
 use std::{
-    sync::{Arc, MutexGuard},
+    cell::Cell,
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -21,15 +22,15 @@ use proto::{
 
 use crate::{
     alarms::alarm_key,
+    auth::{self, AuthInfo, TokenChange, Tokens},
     cost,
     counts::Counts,
     error::Error,
     fatal::Fatal,
     lessor::Lessor,
     machine::{
-        AUTH_REVISION, Authorizer, CLUSTER_VERSION, CONF_STATE, CONSISTENT_INDEX,
-        ConfChangeOutcome, DOWNGRADE, FIRST_AUTH_REVISION, Options, Published, Reply,
-        STORAGE_VERSION, TERM, header, store_error,
+        CLUSTER_VERSION, CONF_STATE, CONSISTENT_INDEX, ConfChangeOutcome, DOWNGRADE, Options,
+        Published, Reply, STORAGE_VERSION, TERM, header, lock, store_error,
     },
     members::{self, MemberChange},
     version::{self, Downgrade, STORAGE_VERSION_SINCE, Version},
@@ -40,7 +41,7 @@ pub(crate) struct Batch<'a, E: Engine> {
     pub writer: Writer<'a, E>,
     pub lessor: MutexGuard<'a, Lessor>,
     pub options: &'a Options,
-    pub authorizer: &'a dyn Authorizer,
+    pub tokens: &'a Mutex<Tokens>,
     pub quota: Option<i64>,
     /// What will be published; its view comes with the commit.
     pub next: Published<E::Snapshot>,
@@ -70,7 +71,7 @@ impl<E: Engine> Batch<'_, E> {
             id => id,
         };
         let beyond_quota = self.is_beyond_quota(&request);
-        let answer = match self.refusal(&header, &request) {
+        let answer = match self.refusal(header, &request)? {
             Some(refusal) => Err(refusal),
             None => self.dispatch(request, id, index)?,
         };
@@ -88,7 +89,40 @@ impl<E: Engine> Batch<'_, E> {
     }
 
     /// Why a request is not carried out, by alarms and permission.
-    fn refusal(&self, header: &RequestHeader, r: &InternalRaftRequest) -> Option<Error> {
+    fn refusal(
+        &self,
+        header: RequestHeader,
+        r: &InternalRaftRequest,
+    ) -> Result<Option<Error>, Fatal> {
+        let by = AuthInfo {
+            username: header.username,
+            revision: header.auth_revision,
+        };
+        let auth = &self.next.auth;
+        if let Err(refusal) = auth.check_admin_request(&by, r) {
+            return Ok(Some(refusal));
+        }
+        if let Some(alarm) = self.alarm_against(r) {
+            return Ok(Some(alarm));
+        }
+        if !auth.is_enabled() {
+            return Ok(None);
+        }
+        let failed = Cell::new(None);
+        let refusal = auth.check(&by, r, &|lease| match self.writer.lease_keys(lease) {
+            Ok(keys) => keys,
+            Err(error) => {
+                failed.set(Some(error));
+                Vec::new()
+            }
+        });
+        match failed.take() {
+            Some(error) => Err(store_error(error)),
+            None => Ok(refusal.err()),
+        }
+    }
+
+    fn alarm_against(&self, r: &InternalRaftRequest) -> Option<Error> {
         let writes = r.put.is_some()
             || r.delete_range.is_some()
             || r.txn.is_some()
@@ -106,7 +140,7 @@ impl<E: Engine> Batch<'_, E> {
         if grows && alarms.is_raised(AlarmType::Nospace) {
             return Some(Error::NoSpace);
         }
-        self.authorizer.check(header, r).err()
+        None
     }
 
     fn is_beyond_quota(&self, r: &InternalRaftRequest) -> bool {
@@ -177,10 +211,39 @@ impl<E: Engine> Batch<'_, E> {
         if let Some(r) = r.alarm {
             return self.alarm(r);
         }
-        Err(Fatal::Unsupported {
-            index,
-            request: "users and roles, nor what else a newer etcd may write",
-        })
+        self.auth(&r, index)
+    }
+
+    fn auth(&mut self, r: &InternalRaftRequest, index: u64) -> Answer {
+        if auth::has_clear_password(r) {
+            let reason = "a password that is not hashed, as no etcd since 3.5 writes it".to_owned();
+            return Err(Fatal::Entry { index, reason });
+        }
+        if !auth::is_auth(r) {
+            return Err(Fatal::Unsupported {
+                index,
+                request: "what a newer etcd may write",
+            });
+        }
+        let header = header(self.writer.revision());
+        let done = match auth::apply(&mut self.next.auth, r, index, header) {
+            Ok(done) => done,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for (family, key, row) in done.rows {
+            match row {
+                Some(row) => self.put_row(family, &key, row)?,
+                None => self.delete_row(family, &key)?,
+            }
+        }
+        let mut tokens = lock(self.tokens);
+        match done.tokens {
+            Some(TokenChange::Enabled(enabled)) => tokens.set_enabled(enabled),
+            Some(TokenChange::Assign { token, user }) => tokens.assign(&token, &user, self.now),
+            Some(TokenChange::Invalidate(user)) => tokens.invalidate(&user),
+            None => {}
+        }
+        Ok(Ok(Reply::Auth(done.reply)))
     }
 
     fn grant(&mut self, r: LeaseGrantRequest) -> Answer {
@@ -366,8 +429,8 @@ impl<E: Engine> Batch<'_, E> {
 
     /// Writes the row that etcd has of users before there are any; every snapshot has it.
     pub fn write_auth_revision(&mut self) -> Result<(), Fatal> {
-        let first = Bytes::copy_from_slice(&FIRST_AUTH_REVISION.to_be_bytes());
-        self.put_row(Family::Auth, AUTH_REVISION, first)
+        let first = Bytes::copy_from_slice(&auth::FIRST_REVISION.to_be_bytes());
+        self.put_row(Family::Auth, auth::REVISION, first)
     }
 
     /// Writes which entry is the last, in the same batch as what the entries did: after a crash

@@ -9,6 +9,7 @@ use prost::Message;
 use proto::{etcdserverpb::AlarmMember, leasepb};
 
 use crate::{
+    auth,
     machine::{CLUSTER_VERSION, CONF_STATE, CONSISTENT_INDEX, DOWNGRADE, STORAGE_VERSION, TERM},
     members::{Member, Members, member_key},
     version::{self, Downgrade, Version},
@@ -220,8 +221,7 @@ pub fn import<E: Engine, B: BucketSource>(
     Ok(import.finish()?)
 }
 
-/// Looks whether a row of a small bucket is one that a start could read. Rows of users and roles
-/// are carried over as they are.
+/// Looks whether a row of a small bucket is one that a start could read.
 fn check<E>(family: Family, key: &Bytes, value: &Bytes) -> Result<(), CopyError<E>> {
     let wrong = |reason: &str| Err(foreign(family, key, reason));
     match family {
@@ -264,6 +264,9 @@ fn check<E>(family: Family, key: &Bytes, value: &Bytes) -> Result<(), CopyError<
         Family::MembersRemoved => {
             let removed = Members::load([].into_iter(), [key.clone()].into_iter());
             removed.map(|_| ()).or_else(|reason| wrong(&reason))
+        }
+        Family::Auth | Family::AuthUsers | Family::AuthRoles => {
+            auth::check_row(family, key, value).or_else(|reason| wrong(&reason))
         }
         _ => Ok(()),
     }

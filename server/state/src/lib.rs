@@ -1,14 +1,12 @@
 //! The replicated state machine: what committed entries do.
 //!
-//! Owns: applying entries to the store ([`Machine`]), leases ([`Lessor`]), members, alarms,
-//! versions, the quota, the check before a proposal ([`validate`]); etcd's one table of errors
+//! Owns: applying entries to the store ([`Machine`]), leases ([`Lessor`]), users and roles with
+//! their tokens ([`Auth`], [`Tokens`]), members, alarms, versions, the quota, the check before a proposal ([`validate`]); etcd's one table of errors
 //! ([`Error`]) and its identifiers ([`ids`]); the whole state as etcd's buckets, out and in
 //! ([`export`], [`import`]).
 //!
 //! Must never know: tokio, tonic, RocksDB, sockets, a clock or a source of randomness. Time
 //! arrives as an argument, and feeds deadlines in memory, never the data.
-//!
-//! Users and roles are not here yet; a committed entry that needs them ends the process.
 //!
 //! Start reading in `machine.rs`, then `apply.rs`.
 
@@ -16,6 +14,7 @@
 
 mod alarms;
 mod apply;
+pub mod auth;
 mod buckets;
 pub mod cost;
 mod counts;
@@ -33,14 +32,14 @@ pub mod validate;
 pub mod version;
 
 pub use alarms::Alarms;
+pub use auth::{Auth, AuthInfo, AuthReply, Tokens};
 pub use buckets::{BucketRow, BucketSink, BucketSource, CopyError, export, import};
 pub use counts::{Counts, ranges_of};
 pub use error::{Code, Error};
 pub use fatal::Fatal;
 pub use lessor::{Lessor, MAX_TTL, REVOKES_PER_SCAN, TimeToLive};
 pub use machine::{
-    AllowAll, Applied, Authorizer, ConfChangeOutcome, Machine, Options, Outcome, Published,
-    Replaced, Reply,
+    Applied, ConfChangeOutcome, Machine, Options, Outcome, Published, Replaced, Reply,
 };
 pub use members::{Member, MemberChange, Members};
 pub use persisted::{Persisted, applied_of, persisted};

@@ -12,8 +12,7 @@ use prost::Message;
 use proto::{
     etcdserverpb::{
         AlarmResponse, CompactionResponse, DeleteRangeResponse, LeaseGrantResponse,
-        LeaseRevokeResponse, PutResponse, RangeResponse, RequestHeader, ResponseHeader,
-        TxnResponse,
+        LeaseRevokeResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
     },
     raftpb::{ConfChange, ConfState, Entry, EntryType},
 };
@@ -21,6 +20,7 @@ use proto::{
 use crate::{
     alarms::Alarms,
     apply::Batch,
+    auth::{self, Auth, AuthReply, Tokens},
     cost,
     counts::Counts,
     error::Error,
@@ -38,9 +38,6 @@ pub(crate) const STORAGE_VERSION: &[u8] = b"storageVersion";
 /// etcd's rows in family `cluster`.
 pub(crate) const CLUSTER_VERSION: &[u8] = b"clusterVersion";
 pub(crate) const DOWNGRADE: &[u8] = b"downgrade";
-/// etcd's row in family `auth` that is there from the start, and what it begins with.
-pub(crate) const AUTH_REVISION: &[u8] = b"authRevision";
-pub(crate) const FIRST_AUTH_REVISION: u64 = 1;
 
 /// Settings that apply depends on. Members of one cluster must agree on all but the member ID.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +84,8 @@ pub enum Reply {
     Alarm(AlarmResponse),
     /// Of a conf change: the members after it.
     Members(Arc<Members>),
+    /// Of what is about users and roles.
+    Auth(AuthReply),
 }
 
 /// What a conf change in the batch means for raft and for the transport.
@@ -150,41 +149,16 @@ pub struct Published<S> {
     pub storage_version: Option<Version>,
     /// The job of downgrading.
     pub downgrade: Arc<Downgrade>,
-}
-
-/// Decides whether a committed request may be carried out: the hook of authentication.
-pub trait Authorizer: Send + Sync {
-    /// Checks a request against who sent it.
-    ///
-    /// # Errors
-    /// What the caller is told instead.
-    fn check(
-        &self,
-        header: &RequestHeader,
-        request: &proto::etcdserverpb::InternalRaftRequest,
-    ) -> Result<(), Error>;
-}
-
-/// Without authentication everything is allowed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AllowAll;
-
-impl Authorizer for AllowAll {
-    fn check(
-        &self,
-        _header: &RequestHeader,
-        _request: &proto::etcdserverpb::InternalRaftRequest,
-    ) -> Result<(), Error> {
-        Ok(())
-    }
+    /// Users and roles.
+    pub auth: Arc<Auth>,
 }
 
 /// The replicated state on an engine.
 pub struct Machine<E: Engine> {
     store: Store<E>,
     options: Options,
-    authorizer: Box<dyn Authorizer>,
     lessor: Arc<Mutex<Lessor>>,
+    tokens: Arc<Mutex<Tokens>>,
     published: Arc<Published<E::Snapshot>>,
     /// Whether the row is there that etcd writes before the first entry.
     has_auth_revision: bool,
@@ -207,8 +181,8 @@ impl<E: Engine> Machine<E> {
             has_auth_revision: has_auth_revision(published.view.snapshot())?,
             store,
             options,
-            authorizer: Box::new(AllowAll),
             lessor: Arc::new(Mutex::new(lessor)),
+            tokens: Arc::new(Mutex::new(Tokens::new(published.auth.is_enabled()))),
             published: Arc::new(published),
         })
     }
@@ -242,6 +216,8 @@ impl<E: Engine> Machine<E> {
         lessor.replace(&leases, now).map_err(Fatal::Store)?;
         self.store.replace(store);
         drop(lessor);
+        // As in etcd tokens outlive a snapshot, though not the users that it may have ended.
+        lock(&self.tokens).set_enabled(next.auth.is_enabled());
         self.has_auth_revision = has_auth_revision;
         self.published = Arc::new(next);
         self.republish();
@@ -268,6 +244,11 @@ impl<E: Engine> Machine<E> {
         Arc::clone(&self.lessor)
     }
 
+    /// The simple tokens. Who uses one prolongs it.
+    pub fn tokens(&self) -> Arc<Mutex<Tokens>> {
+        Arc::clone(&self.tokens)
+    }
+
     /// The engine below.
     pub fn engine(&self) -> &E {
         self.store.engine()
@@ -292,7 +273,7 @@ impl<E: Engine> Machine<E> {
             writer: self.store.begin(),
             lessor: lock(&lessor),
             options: &self.options,
-            authorizer: &*self.authorizer,
+            tokens: &self.tokens,
             quota: cost::quota(self.options.quota_bytes),
             next: Published::clone(&self.published),
             now,
@@ -406,7 +387,13 @@ fn load<S: Read>(view: View<S>) -> Result<Published<S>, Fatal> {
         None => Downgrade::default(),
     };
     let removed = removed.map(|(key, _)| key);
+    let auth = Auth::load(
+        all_rows(rows, Family::Auth)?.into_iter(),
+        all_rows(rows, Family::AuthUsers)?.into_iter(),
+        all_rows(rows, Family::AuthRoles)?.into_iter(),
+    );
     Ok(Published {
+        auth: Arc::new(auth.map_err(Fatal::Store)?),
         applied: Applied {
             index: number_row(rows, CONSISTENT_INDEX)?,
             term: number_row(rows, TERM)?,
@@ -426,7 +413,7 @@ fn lease_rows<R: Read>(rows: &R) -> Result<Vec<Bytes>, Fatal> {
 }
 
 fn has_auth_revision<R: Read>(rows: &R) -> Result<bool, Fatal> {
-    Ok(rows.get(Family::Auth, AUTH_REVISION)?.is_some())
+    Ok(rows.get(Family::Auth, auth::REVISION)?.is_some())
 }
 
 fn apply_entry<E: Engine>(
@@ -455,9 +442,10 @@ fn apply_entry<E: Engine>(
     }
 }
 
-/// A lock on the lessor. It has no state in between, so a panic elsewhere leaves it whole.
-pub(crate) fn lock(lessor: &Mutex<Lessor>) -> MutexGuard<'_, Lessor> {
-    lessor.lock().unwrap_or_else(PoisonError::into_inner)
+/// A lock on the lessor or the tokens. They have no state in between, so a panic elsewhere leaves
+/// them whole.
+pub(crate) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn store_error(error: mvcc::Error) -> Fatal {

@@ -21,6 +21,7 @@ use crate::{
     validate::MAX_TXN_DEPTH,
 };
 
+mod auth;
 mod buckets;
 
 const NOW: Duration = Duration::from_secs(100);
@@ -338,16 +339,28 @@ fn an_entry_that_cannot_be_applied_ends_the_process() {
         check(0, &newer.encode_to_vec(), 1),
         Fatal::Entry { .. }
     ));
-    let auth = InternalRaftRequest {
+    let clear = InternalRaftRequest {
         header: Some(RequestHeader {
             id: 9,
             ..RequestHeader::default()
         }),
-        auth_enable: Some(Default::default()),
+        auth_user_add: Some(proto::etcdserverpb::AuthUserAddRequest {
+            name: "ann".to_owned(),
+            password: "secret".to_owned(),
+            ..Default::default()
+        }),
         ..InternalRaftRequest::default()
     };
     assert!(matches!(
-        check(0, &auth.encode_to_vec(), 1),
+        check(0, &clear.encode_to_vec(), 1),
+        Fatal::Entry { .. }
+    ));
+    let nothing = InternalRaftRequest {
+        auth_user_add: None,
+        ..clear
+    };
+    assert!(matches!(
+        check(0, &nothing.encode_to_vec(), 1),
         Fatal::Unsupported { .. }
     ));
 }

@@ -8,6 +8,7 @@ use proto::{
 };
 
 use crate::{
+    auth,
     error::Error,
     members::{self, MemberChange},
 };
@@ -77,7 +78,8 @@ fn is_supported(r: &InternalRaftRequest) -> bool {
             || r.alarm.is_some()
             || r.cluster_version_set.is_some()
             || r.cluster_member_attr_set.is_some()
-            || r.downgrade_info_set.is_some())
+            || r.downgrade_info_set.is_some()
+            || (auth::is_auth(r) && !auth::has_clear_password(r)))
 }
 
 /// Whether a conf change may go into the log: its context must be the member that it names.
@@ -179,7 +181,16 @@ mod tests {
             r.put = None;
             r.auth_enable = Some(Default::default());
         };
-        check(prop, normal, request(auth), false);
+        check(prop, normal, request(auth), true);
+        let clear = |r: &mut InternalRaftRequest| {
+            r.put = None;
+            r.auth_user_add = Some(proto::etcdserverpb::AuthUserAddRequest {
+                name: "ann".to_owned(),
+                password: "secret".to_owned(),
+                ..Default::default()
+            });
+        };
+        check(prop, normal, request(clear), false);
         check(prop, normal, vec![0xff], false);
         check(prop, change, vec![0xff], false);
         check(prop, change, members::remove(7, 3).encode_to_vec(), true);

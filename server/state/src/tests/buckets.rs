@@ -447,6 +447,15 @@ fn buckets_that_no_etcd_leaves_are_refused_with_advice() {
     check(&with("later", vec![row]), "bucket \"later\" has rows");
     check(&set("meta", b"a new row", b"1"), "");
     check(&set("auth", b"authEnabled", b"\x01"), "");
+    check(&set("auth", b"authRevision", b"\x01"), "no 8 bytes");
+    check(
+        &set("authUsers", b"ann", b"\xff"),
+        "a row of bucket authUsers",
+    );
+    check(
+        &set("authRoles", b"r", b"\xff"),
+        "a row of bucket authRoles",
+    );
     check(&set("meta", b"term", b"1"), "no number of 8 bytes");
     check(&set("meta", b"confState", b"{"), "no JSON");
     check(&set("meta", b"cairn_store", b""), "export writes none");
