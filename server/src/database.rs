@@ -12,10 +12,6 @@ use engine::RocksEngine;
 use mvcc::Read;
 use state::{Applied, BucketRow, BucketSink, BucketSource};
 
-/// etcd's row in bucket `auth` that says whether users are asked who they are, and its value then.
-const AUTH_ENABLED: &str = "authEnabled";
-const AUTH_ON: &[u8] = &[1];
-
 /// Lays a state out, by the lengths of its rows.
 ///
 /// # Errors
@@ -104,16 +100,6 @@ impl Engines {
     pub fn import(&self, file: &Path, applied: Option<Applied>) -> anyhow::Result<RocksEngine> {
         let database = open(file)?;
         let found = applied_in(&database)?;
-        for row in database.rows(b"auth")? {
-            let (key, value) = row?;
-            // Everybody could read what only some should.
-            ensure!(
-                key != AUTH_ENABLED || value != AUTH_ON,
-                "users and roles are switched on in {}, and this cairn has none yet: switch them \
-                 off with 'etcdctl auth disable' first",
-                file.display()
-            );
-        }
         if let Some(wanted) = applied {
             ensure!(
                 found.index == wanted.index,

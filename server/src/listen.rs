@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use axum::Router;
+use api::CommonName;
+use axum::{Extension, Router};
 use config::Url;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -199,7 +200,7 @@ impl Connections {
         let watcher = self.graceful.watcher();
         let (acceptor, both) = match &self.cover {
             Cover::Plain => {
-                tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit));
+                tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit, None));
                 return;
             }
             Cover::Tls(acceptor) => (acceptor.clone(), false),
@@ -209,7 +210,8 @@ impl Connections {
         // The handshake is made here, so that nobody else waits for it.
         tokio::spawn(async move {
             if both && !begins_with_tls(&stream).await {
-                http.serve(Either::Left(stream), watcher, permit).await;
+                http.serve(Either::Left(stream), watcher, permit, None)
+                    .await;
                 return;
             }
             match acceptor
@@ -217,8 +219,9 @@ impl Connections {
                 .await
             {
                 Ok(stream) => {
+                    let user = acceptor.user_of(&stream);
                     let stream = Either::Right(Box::new(stream));
-                    http.serve(stream, watcher, permit).await;
+                    http.serve(stream, watcher, permit, user).await;
                 }
                 Err(rejected) => tell_rejected(name, remote, &rejected),
             }
@@ -239,8 +242,14 @@ impl Http {
         stream: Stream,
         watcher: Watcher,
         permit: OwnedSemaphorePermit,
+        user: Option<String>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = self.router.clone();
+        let router = match user {
+            Some(user) => router.layer(Extension(CommonName(user.into()))),
+            None => router,
+        };
+        let service = TowerToHyperService::new(router);
         let (stream, writer) = coalesce::gather(stream);
         let connection = self
             .server

@@ -19,6 +19,8 @@ pub(crate) struct Secured {
     client: Option<Arc<Tls>>,
     peer: Arc<Tls>,
     skip_peer_san_check: bool,
+    /// Whether a client's certificate says which user it is.
+    names_users: bool,
     _following: JoinSet<()>,
 }
 
@@ -47,6 +49,7 @@ impl Secured {
             client,
             peer,
             skip_peer_san_check: config.peer_tls.skip_san_check,
+            names_users: config.client_tls.client_cert_auth,
             _following: following,
         })
     }
@@ -63,9 +66,11 @@ impl Secured {
 
     /// What a client's listener speaks: plain, with TLS, or both.
     pub fn client_cover(&self, plain: bool, secure: bool) -> Cover {
+        let acceptor =
+            |tls: &Arc<Tls>| Acceptor::new(Arc::clone(tls), false).naming_users(self.names_users);
         match (&self.client, plain, secure) {
-            (Some(tls), false, true) => Cover::Tls(Acceptor::new(Arc::clone(tls), false)),
-            (Some(tls), true, true) => Cover::Both(Acceptor::new(Arc::clone(tls), false)),
+            (Some(tls), false, true) => Cover::Tls(acceptor(tls)),
+            (Some(tls), true, true) => Cover::Both(acceptor(tls)),
             _ => Cover::Plain,
         }
     }

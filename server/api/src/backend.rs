@@ -5,18 +5,22 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use proto::{
     etcdserverpb::{
-        AlarmMember, AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse,
-        DeleteRangeRequest, DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest,
-        LeaseGrantResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-        LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest,
-        MemberUpdateRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
-        TxnRequest, TxnResponse, WatchCreateRequest,
+        AlarmMember, AlarmRequest, AlarmResponse, AuthRoleAddRequest, AuthRoleDeleteRequest,
+        AuthRoleGetRequest, AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest,
+        AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
+        AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest,
+        AuthenticateRequest, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+        DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
+        LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
+        LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
+        PutResponse, RangeRequest, RangeResponse, StatusResponse, TxnRequest, TxnResponse,
+        WatchCreateRequest,
     },
     framed,
 };
-use state::Error;
+use state::{AuthReply, Error};
 
-use crate::{Meter, SnapshotFile};
+use crate::{Caller, Meter, SnapshotFile};
 
 /// Who answers. Constant while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,33 @@ pub struct Versions {
     pub storage: Option<String>,
 }
 
+/// The auth store's revision by which a read was permitted; `None` when nobody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadPermit(pub Option<u64>);
+
+/// What is about users and roles. Passwords are as clients send them.
+#[expect(missing_docs, reason = "each is the RPC of its name")]
+#[derive(Clone, PartialEq)]
+pub enum AuthRequest {
+    Enable,
+    Disable,
+    Status,
+    Authenticate(AuthenticateRequest),
+    UserAdd(AuthUserAddRequest),
+    UserGet(AuthUserGetRequest),
+    UserList,
+    UserDelete(AuthUserDeleteRequest),
+    UserChangePassword(AuthUserChangePasswordRequest),
+    UserGrantRole(AuthUserGrantRoleRequest),
+    UserRevokeRole(AuthUserRevokeRoleRequest),
+    RoleAdd(AuthRoleAddRequest),
+    RoleGet(AuthRoleGetRequest),
+    RoleList,
+    RoleDelete(AuthRoleDeleteRequest),
+    RoleGrantPermission(AuthRoleGrantPermissionRequest),
+    RoleRevokePermission(AuthRoleRevokePermissionRequest),
+}
+
 /// The server as the edge sees it. Clones are cheap and name the same server.
 ///
 /// Static request checks are done before a call. Semantic errors, back-pressure and the request
@@ -89,50 +120,97 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The metrics in Prometheus' text format.
     fn metrics(&self) -> String;
 
+    /// Whether it counts who makes a call. Reading it costs next to nothing.
+    fn asks_who(&self) -> bool;
+    /// Looks whether a caller may read `[key, range_end)` now; without an end it is the one key.
+    /// What it returns is for [`Backend::recheck`].
+    fn permit_read(
+        &self,
+        caller: &Caller,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> impl Future<Output = Result<ReadPermit, Error>> + Send;
+    /// Looks whether users and roles are still those that a permit was given by.
+    ///
+    /// # Errors
+    /// `AuthOldRevision` when they are not.
+    fn recheck(&self, permit: ReadPermit) -> Result<(), Error>;
+    /// Looks whether a caller is a user, if it counts.
+    fn require_user(&self, caller: &Caller) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Looks whether a caller has the rights of root, if it counts.
+    fn require_root(&self, caller: &Caller) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Carries out what is about users and roles.
+    fn auth(
+        &self,
+        caller: &Caller,
+        r: AuthRequest,
+    ) -> impl Future<Output = Result<AuthReply, Error>> + Send;
+
     /// Waits until this member has applied all that was committed when the call began.
     fn linearizable(&self) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// A range; linearizable unless the request says serializable.
     fn range(
         &self,
+        caller: &Caller,
         r: RangeRequest,
     ) -> impl Future<Output = Result<framed::RangeResponse, Error>> + Send;
     /// A range of what this member has applied, whatever the request says.
     fn read(&self, r: RangeRequest) -> impl Future<Output = Result<RangeResponse, Error>> + Send;
     /// Writes one key.
-    fn put(&self, r: PutRequest) -> impl Future<Output = Result<PutResponse, Error>> + Send;
+    fn put(
+        &self,
+        caller: &Caller,
+        r: PutRequest,
+    ) -> impl Future<Output = Result<PutResponse, Error>> + Send;
     /// Deletes a range.
     fn delete_range(
         &self,
+        caller: &Caller,
         r: DeleteRangeRequest,
     ) -> impl Future<Output = Result<DeleteRangeResponse, Error>> + Send;
     /// Runs a transaction; the backend decides whether it can be answered locally.
-    fn txn(&self, r: TxnRequest) -> impl Future<Output = Result<TxnResponse, Error>> + Send;
+    fn txn(
+        &self,
+        caller: &Caller,
+        r: TxnRequest,
+    ) -> impl Future<Output = Result<TxnResponse, Error>> + Send;
     /// Compacts; with `physical` the future ends when the rows are gone.
     fn compact(
         &self,
+        caller: &Caller,
         r: CompactionRequest,
     ) -> impl Future<Output = Result<CompactionResponse, Error>> + Send;
 
     /// Grants a lease; ID 0 lets the server choose.
     fn lease_grant(
         &self,
+        caller: &Caller,
         r: LeaseGrantRequest,
     ) -> impl Future<Output = Result<LeaseGrantResponse, Error>> + Send;
     /// Revokes a lease with its keys.
     fn lease_revoke(
         &self,
+        caller: &Caller,
         r: LeaseRevokeRequest,
     ) -> impl Future<Output = Result<LeaseRevokeResponse, Error>> + Send;
     /// Renews a lease and returns its TTL in seconds; `LeaseNotFound` when there is none.
-    fn lease_keep_alive(&self, id: i64) -> impl Future<Output = Result<i64, Error>> + Send;
+    fn lease_keep_alive(
+        &self,
+        caller: &Caller,
+        id: i64,
+    ) -> impl Future<Output = Result<i64, Error>> + Send;
     /// What is left of a lease; TTL -1 when there is none.
     fn lease_time_to_live(
         &self,
+        caller: &Caller,
         r: LeaseTimeToLiveRequest,
     ) -> impl Future<Output = Result<LeaseTimeToLiveResponse, Error>> + Send;
     /// All leases, soonest expiry first.
-    fn lease_leases(&self) -> impl Future<Output = Result<LeaseLeasesResponse, Error>> + Send;
+    fn lease_leases(
+        &self,
+        caller: &Caller,
+    ) -> impl Future<Output = Result<LeaseLeasesResponse, Error>> + Send;
 
     /// Adds a member; returns it and all members after the change.
     fn member_add(
@@ -146,8 +224,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         r: MemberUpdateRequest,
     ) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
-    /// Makes a learner a voter; returns all members.
-    fn member_promote(&self, id: u64) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
+    /// Makes a learner a voter; returns all members. Another member may ask who the caller is.
+    fn member_promote(
+        &self,
+        caller: &Caller,
+        id: u64,
+    ) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
     /// All members, from local state unless `linearizable`.
     fn member_list(
         &self,
@@ -155,7 +237,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
 
     /// Lists, raises or clears alarms.
-    fn alarm(&self, r: AlarmRequest) -> impl Future<Output = Result<AlarmResponse, Error>> + Send;
+    fn alarm(
+        &self,
+        caller: &Caller,
+        r: AlarmRequest,
+    ) -> impl Future<Output = Result<AlarmResponse, Error>> + Send;
     /// The member's status; answers without a leader too.
     fn status(&self) -> impl Future<Output = Result<StatusResponse, Error>> + Send;
     /// The hash over the keys at a revision; 0 is the current one.
@@ -178,6 +264,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 pub trait WatchHandle: Send + 'static {
     /// Asks for a watcher; the answer, also a refusal, comes through [`WatchHandle::next`].
     fn create(&mut self, r: WatchCreateRequest);
+    /// Answers that a watcher may not be, and why.
+    fn refuse(&mut self, reason: &str);
     /// Ends a watcher; an unknown ID is ignored.
     fn cancel(&mut self, watch_id: i64);
     /// Asks for a progress response once every watcher of the stream is synced.

@@ -9,7 +9,7 @@ use state::Error;
 use tonic::{Request, Response, Status};
 use url::Url;
 
-use crate::{Backend, gate, status};
+use crate::{Backend, caller::Caller, gate, status};
 
 pub(crate) struct ClusterService<B>(pub B);
 
@@ -20,8 +20,10 @@ impl<B: Backend> Cluster for ClusterService<B> {
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
         let mut request = request.into_inner();
         request.peer_ur_ls = peer_urls(&request.peer_ur_ls).map_err(status::of)?;
+        self.0.require_root(&caller).await.map_err(status::of)?;
         let (member, members) = self.0.member_add(request).await.map_err(status::of)?;
         Ok(Response::new(MemberAddResponse {
             header: status::header(&self.0),
@@ -35,6 +37,8 @@ impl<B: Backend> Cluster for ClusterService<B> {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_root(&caller).await.map_err(status::of)?;
         let members = self.0.member_remove(request.into_inner().id).await;
         Ok(Response::new(MemberRemoveResponse {
             header: status::header(&self.0),
@@ -47,6 +51,8 @@ impl<B: Backend> Cluster for ClusterService<B> {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_root(&caller).await.map_err(status::of)?;
         let members = self.0.member_update(request.into_inner()).await;
         Ok(Response::new(MemberUpdateResponse {
             header: status::header(&self.0),
@@ -71,7 +77,12 @@ impl<B: Backend> Cluster for ClusterService<B> {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let members = self.0.member_promote(request.into_inner().id).await;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_root(&caller).await.map_err(status::of)?;
+        let members = self
+            .0
+            .member_promote(&caller, request.into_inner().id)
+            .await;
         Ok(Response::new(MemberPromoteResponse {
             header: status::header(&self.0),
             members: members.map_err(status::of)?,

@@ -12,7 +12,7 @@ use http::{HeaderName, StatusCode, header};
 use proto::etcdserverpb::{AlarmType, RangeRequest};
 use serde_json::json;
 
-use crate::Backend;
+use crate::{Backend, caller::Caller};
 
 /// What Prometheus' text format calls itself.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -131,7 +131,7 @@ async fn read<B: Backend>(backend: &B, serializable: bool) -> Result<(), state::
         serializable,
         ..RangeRequest::default()
     };
-    backend.range(request).await.map(|_| ())
+    backend.range(&Caller::server(), request).await.map(|_| ())
 }
 
 /// What a probe looks at.

@@ -9,7 +9,7 @@ use proto::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, checks, gate, range_stream, status};
+use crate::{Backend, caller::Caller, checks, gate, range_stream, status};
 
 pub(crate) struct KvService<B>(pub B);
 
@@ -21,9 +21,10 @@ impl<B: Backend> Kv for KvService<B> {
     ) -> Result<Response<RangeResponse>, Status> {
         let serializable = request.get_ref().serializable;
         gate::pass(&self.0, request.metadata(), serializable)?;
+        let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
         checks::range(&request).map_err(status::of)?;
-        let mut response = self.0.range(request).await.map_err(status::of)?;
+        let mut response = self.0.range(&caller, request).await.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }
@@ -39,9 +40,10 @@ impl<B: Backend> Kv for KvService<B> {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
         checks::put(&request).map_err(status::of)?;
-        let mut response = self.0.put(request).await.map_err(status::of)?;
+        let mut response = self.0.put(&caller, request).await.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }
@@ -51,18 +53,24 @@ impl<B: Backend> Kv for KvService<B> {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
         checks::delete_range(&request).map_err(status::of)?;
-        let mut response = self.0.delete_range(request).await.map_err(status::of)?;
+        let mut response = self
+            .0
+            .delete_range(&caller, request)
+            .await
+            .map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
         checks::txn(&request, self.0.limits().max_txn_ops).map_err(status::of)?;
-        let mut response = self.0.txn(request).await.map_err(status::of)?;
+        let mut response = self.0.txn(&caller, request).await.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }
@@ -72,7 +80,9 @@ impl<B: Backend> Kv for KvService<B> {
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let response = self.0.compact(request.into_inner()).await;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_root(&caller).await.map_err(status::of)?;
+        let response = self.0.compact(&caller, request.into_inner()).await;
         let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Backend, gate, status, stream::Leaderless};
+use crate::{Backend, caller::Caller, gate, status, stream::Leaderless};
 
 /// Answers that may wait for a client that does not read them; then its requests wait too.
 const WAITING_ANSWERS: usize = 16;
@@ -24,7 +24,8 @@ impl<B: Backend> Lease for LeaseService<B> {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let response = self.0.lease_grant(request.into_inner()).await;
+        let caller = Caller::of(&self.0, &request);
+        let response = self.0.lease_grant(&caller, request.into_inner()).await;
         let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
@@ -35,7 +36,8 @@ impl<B: Backend> Lease for LeaseService<B> {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let response = self.0.lease_revoke(request.into_inner()).await;
+        let caller = Caller::of(&self.0, &request);
+        let response = self.0.lease_revoke(&caller, request.into_inner()).await;
         let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
@@ -50,7 +52,13 @@ impl<B: Backend> Lease for LeaseService<B> {
         gate::pass(&self.0, request.metadata(), false)?;
         let leaderless = Leaderless::of(&self.0, request.metadata());
         let (answers, receiver) = mpsc::channel(WAITING_ANSWERS);
-        let stream = keep_alive(self.0.clone(), request.into_inner(), answers.clone());
+        let caller = Caller::of_stream(&request);
+        let stream = keep_alive(
+            self.0.clone(),
+            caller,
+            request.into_inner(),
+            answers.clone(),
+        );
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = stream => ended,
@@ -70,8 +78,10 @@ impl<B: Backend> Lease for LeaseService<B> {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let id = request.get_ref().id;
-        let mut response = match self.0.lease_time_to_live(request.into_inner()).await {
+        let caller = Caller::of(&self.0, &request);
+        let request = request.into_inner();
+        let id = request.id;
+        let mut response = match self.0.lease_time_to_live(&caller, request).await {
             Ok(response) => response,
             Err(Error::LeaseNotFound) => LeaseTimeToLiveResponse {
                 id,
@@ -89,7 +99,9 @@ impl<B: Backend> Lease for LeaseService<B> {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let mut response = self.0.lease_leases().await.map_err(status::of)?;
+        let caller = Caller::of(&self.0, &request);
+        let leases = self.0.lease_leases(&caller).await;
+        let mut response = leases.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }
@@ -98,6 +110,7 @@ impl<B: Backend> Lease for LeaseService<B> {
 /// Renews one lease after the other; one that does not exist is answered with no time left.
 async fn keep_alive<B: Backend>(
     backend: B,
+    caller: Caller,
     mut requests: Streaming<LeaseKeepAliveRequest>,
     answers: mpsc::Sender<Result<LeaseKeepAliveResponse, Status>>,
 ) -> Result<(), Status> {
@@ -108,7 +121,7 @@ async fn keep_alive<B: Backend>(
         };
         // As in etcd the header is of the time before the renewal.
         status::fill(&backend, &mut response.header);
-        response.ttl = match backend.lease_keep_alive(request.id).await {
+        response.ttl = match backend.lease_keep_alive(&caller, request.id).await {
             Ok(ttl) => ttl,
             Err(Error::LeaseNotFound) => 0,
             Err(error) => return Err(status::of(error)),

@@ -6,14 +6,16 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: users and roles, locks and elections, downgrades and the JSON gateway.
+//! Not here yet: locks and elections, downgrades and the JSON gateway.
 //! Calls of these are answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod auth;
 pub mod backend;
+mod caller;
 mod checks;
 mod cluster;
 mod endpoints;
@@ -32,12 +34,13 @@ mod watch;
 use axum::{Router, extract::Request, response::IntoResponse};
 use http::{HeaderValue, StatusCode, header};
 use proto::etcdserverpb::{
-    cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-    maintenance_server::MaintenanceServer, watch_server::WatchServer,
+    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
+    lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
 };
 use tonic::{Status, service::Routes};
 
 pub use backend::Backend;
+pub use caller::{Caller, CommonName};
 pub use endpoints::versions_json;
 pub use meter::Meter;
 pub use snapshot::SnapshotFile;
@@ -63,6 +66,7 @@ pub fn router<B: Backend>(backend: B) -> Router {
         .add_service(limited!(KvServer, kv::KvService(backend.clone())))
         .add_service(limited!(WatchServer, watch::WatchService(backend.clone())))
         .add_service(limited!(LeaseServer, lease::LeaseService(backend.clone())))
+        .add_service(limited!(AuthServer, auth::AuthService(backend.clone())))
         .add_service(limited!(
             ClusterServer,
             cluster::ClusterService(backend.clone())

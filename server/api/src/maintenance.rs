@@ -3,14 +3,21 @@
 use proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
     DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse,
+    MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, alarm_request::AlarmAction,
     maintenance_server::Maintenance,
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, gate, snapshot, status};
+use crate::{Backend, caller::Caller, gate, snapshot, status};
 
 pub(crate) struct MaintenanceService<B>(pub B);
+
+impl<B: Backend> MaintenanceService<B> {
+    async fn require_root<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = Caller::of(&self.0, request);
+        self.0.require_root(&caller).await.map_err(status::of)
+    }
+}
 
 #[tonic::async_trait]
 impl<B: Backend> Maintenance for MaintenanceService<B> {
@@ -19,7 +26,14 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let response = self.0.alarm(request.into_inner()).await;
+        let caller = Caller::of(&self.0, &request);
+        let request = request.into_inner();
+        let may = match request.action() {
+            AlarmAction::Get => self.0.require_user(&caller).await,
+            _ => self.0.require_root(&caller).await,
+        };
+        may.map_err(status::of)?;
+        let response = self.0.alarm(&caller, request).await;
         let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
@@ -30,6 +44,8 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         gate::pass(&self.0, request.metadata(), true)?;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_user(&caller).await.map_err(status::of)?;
         let mut response = self.0.status().await.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
@@ -40,11 +56,13 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        self.require_root(&request).await?;
         self.0.defragment().await.map_err(status::of)?;
         Ok(Response::new(DefragmentResponse::default()))
     }
 
-    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.require_root(&request).await?;
         Err(status::not_yet("Hash; use HashKV"))
     }
 
@@ -53,6 +71,7 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        self.require_root(&request).await?;
         let response = self.0.hash_kv(request.into_inner()).await;
         let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
@@ -67,6 +86,7 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         // Of a learner too, as in etcd.
         gate::pass(&self.0, request.metadata(), true)?;
+        self.require_root(&request).await?;
         snapshot::open(&self.0).await
     }
 
@@ -75,6 +95,7 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
+        self.require_root(&request).await?;
         let target = request.into_inner().target_id;
         self.0.move_leader(target).await.map_err(status::of)?;
         Ok(Response::new(MoveLeaderResponse::default()))
@@ -82,8 +103,9 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
 
     async fn downgrade(
         &self,
-        _request: Request<DowngradeRequest>,
+        request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        self.require_root(&request).await?;
         Err(status::not_yet("Downgrade"))
     }
 }

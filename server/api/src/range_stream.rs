@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, checks, gate, status, stream::Leaderless};
+use crate::{Backend, caller::Caller, checks, gate, status, stream::Leaderless};
 
 /// Keys of the first piece. The next ones grow or shrink towards the largest request's size.
 const FIRST_KEYS: i64 = 10;
@@ -29,13 +29,22 @@ pub(crate) async fn open<B: Backend>(
 ) -> Result<Response<Pieces>, Status> {
     gate::pass(backend, request.metadata(), false)?;
     let leaderless = Leaderless::of(backend, request.metadata());
+    let caller = Caller::of(backend, &request);
     let request = request.into_inner();
     check(&request)?;
     if !request.serializable {
         backend.linearizable().await.map_err(status::of)?;
     }
+    let permit = backend.permit_read(&caller, &request.key, &request.range_end);
+    let permit = permit.await.map_err(status::of)?;
     let (pieces, receiver) = mpsc::channel(WAITING_PIECES);
-    let stream = serve(backend.clone(), request, pieces.clone());
+    let served = serve(backend.clone(), request, pieces.clone());
+    let backend = backend.clone();
+    let stream = async move {
+        served.await?;
+        // What was read meanwhile may be what is no longer permitted.
+        backend.recheck(permit).map_err(status::of)
+    };
     tokio::spawn(async move {
         let ended = tokio::select! {
             ended = stream => ended,

@@ -8,14 +8,17 @@ use std::{
 };
 
 use proto::{
-    etcdserverpb::{WatchRequest, watch_request::RequestUnion, watch_server::Watch},
+    etcdserverpb::{
+        WatchCreateRequest, WatchRequest, watch_request::RequestUnion, watch_server::Watch,
+    },
     framed::WatchResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Backend, backend::WatchHandle, gate, status, stream::Leaderless};
+use crate::{Backend, backend::WatchHandle, caller::Caller, gate, status, stream::Leaderless};
+use state::Error;
 
 /// Batches of responses between the hub and the connection. More wait in the hub, which bounds
 /// them and the batches.
@@ -37,7 +40,13 @@ impl<B: Backend> Watch for WatchService<B> {
         gate::pass(&self.0, request.metadata(), false)?;
         let leaderless = Leaderless::of(&self.0, request.metadata());
         let (responses, receiver) = mpsc::channel(WAITING_BATCHES);
-        let stream = serve(self.0.clone(), request.into_inner(), responses.clone());
+        let caller = Caller::of_stream(&request);
+        let stream = serve(
+            self.0.clone(),
+            caller,
+            request.into_inner(),
+            responses.clone(),
+        );
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = stream => ended,
@@ -83,6 +92,7 @@ impl Stream for Responses {
 /// while the client does not read: unread requests would use up the connection's window.
 async fn serve<B: Backend>(
     backend: B,
+    caller: Caller,
     mut requests: Streaming<WatchRequest>,
     responses: mpsc::Sender<Batch>,
 ) -> Result<(), Status> {
@@ -95,7 +105,7 @@ async fn serve<B: Backend>(
         };
         tokio::select! {
             request = requests.message() => match request? {
-                Some(request) => handle(&mut watch, request),
+                Some(request) => handle(&backend, &caller, &mut watch, request).await,
                 None => return Ok(()),
             },
             (room, batch) = next => match (room, batch) {
@@ -112,11 +122,52 @@ async fn serve<B: Backend>(
 }
 
 /// A request that is none of these is ignored, as in etcd.
-fn handle<W: WatchHandle>(watch: &mut W, request: WatchRequest) {
+async fn handle<B: Backend>(
+    backend: &B,
+    caller: &Caller,
+    watch: &mut B::Watch,
+    request: WatchRequest,
+) {
     match request.request_union {
-        Some(RequestUnion::CreateRequest(r)) => watch.create(r),
+        Some(RequestUnion::CreateRequest(r)) => {
+            // As in etcd what cannot be is said first.
+            let refusal = match r.start_revision < 0 {
+                true => None,
+                false => refusal(backend, caller, &r).await,
+            };
+            match refusal {
+                Some(reason) => watch.refuse(reason),
+                None => watch.create(r),
+            }
+        }
         Some(RequestUnion::CancelRequest(r)) => watch.cancel(r.watch_id),
         Some(RequestUnion::ProgressRequest(_)) => watch.progress(),
         None => {}
+    }
+}
+
+/// Why a watcher may not be, in the form of Go's gRPC errors.
+async fn refusal<B: Backend>(
+    backend: &B,
+    caller: &Caller,
+    r: &WatchCreateRequest,
+) -> Option<&'static str> {
+    let key: &[u8] = match &r.key[..] {
+        // The smallest key, as for any watcher.
+        b"" => b"\0",
+        key => key,
+    };
+    match backend.permit_read(caller, key, &r.range_end).await {
+        Ok(_) => None,
+        Err(Error::InvalidAuthToken) => {
+            Some("rpc error: code = Unauthenticated desc = etcdserver: invalid auth token")
+        }
+        Err(Error::AuthOldRevision) => Some(
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+        ),
+        Err(Error::UserEmpty) => {
+            Some("rpc error: code = InvalidArgument desc = etcdserver: user name is empty")
+        }
+        Err(_) => Some("rpc error: code = PermissionDenied desc = etcdserver: permission denied"),
     }
 }

@@ -157,9 +157,9 @@ flags! {
         "tls-max-version" OneOf(&["", "TLS1.2", "TLS1.3"]), "", Full;
     }
     "Auth" {
-        "auth-token" Text, "simple", NotYet;
-        "bcrypt-cost" Uint, "10", NotYet;
-        "auth-token-ttl" Uint, "300", NotYet;
+        "auth-token" Text, "simple", Refused;
+        "bcrypt-cost" Uint, "10", Full;
+        "auth-token-ttl" Uint, "300", Full;
     }
     "Profiling and Monitoring" {
         "enable-pprof" Bool, "false", NotYet;

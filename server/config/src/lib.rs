@@ -29,6 +29,8 @@ pub use url::Url;
 
 /// The longest election timeout, in milliseconds.
 const MAX_ELECTION_MS: u64 = 50_000;
+/// How long a token is good for, when the flag says 0.
+const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(300);
 
 /// Why there is nothing to run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +102,10 @@ pub struct Config {
     pub cluster_token: String,
     /// Whether a change of members that endangers the quorum is refused.
     pub strict_reconfig: bool,
+    /// The cost of a password's hash.
+    pub bcrypt_cost: u32,
+    /// How long a token that nobody uses is good for; etcd's default in place of 0.
+    pub auth_token_ttl: Duration,
     /// Bytes that the store may take; see etcd's quota.
     pub quota_bytes: i64,
     /// Operations in one transaction, at most.
@@ -404,6 +410,11 @@ impl Config {
             join: v.text("initial-cluster-state") == "existing",
             cluster_token: v.text("initial-cluster-token"),
             strict_reconfig: v.bool("strict-reconfig-check"),
+            bcrypt_cost: v.number("bcrypt-cost")?,
+            auth_token_ttl: match v.number("auth-token-ttl")? {
+                0 => DEFAULT_TOKEN_TTL,
+                seconds => Duration::from_secs(seconds),
+            },
             quota_bytes: v.number("quota-backend-bytes")?,
             max_txn_ops: v.number("max-txn-ops")?,
             max_request_bytes: v.number("max-request-bytes")?,

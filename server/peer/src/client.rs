@@ -97,11 +97,25 @@ impl Client {
         url: String,
         body: Vec<u8>,
     ) -> Result<(StatusCode, http::HeaderMap, Bytes), String> {
-        let request = Request::builder()
+        self.call_as(method, url, body, None).await
+    }
+
+    /// The same for a client, who has shown this member a token.
+    async fn call_as(
+        &self,
+        method: Method,
+        url: String,
+        body: Vec<u8>,
+        token: Option<&str>,
+    ) -> Result<(StatusCode, http::HeaderMap, Bytes), String> {
+        let mut request = Request::builder()
             .method(method)
             .uri(&url)
-            .header(http::header::CONTENT_TYPE, "application/protobuf")
-            .body(whole(body));
+            .header(http::header::CONTENT_TYPE, "application/protobuf");
+        if let Some(token) = token {
+            request = request.header(http::header::AUTHORIZATION, token);
+        }
+        let request = request.body(whole(body));
         let request = request.map_err(|error| format!("{url}: {error}"))?;
         let (head, body) = self.send(request).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect();
@@ -174,14 +188,20 @@ impl Client {
         None
     }
 
-    /// Asks the leader to promote a learner; returns all members.
+    /// Asks the leader to promote a learner, for a client with this token; returns all members.
     ///
     /// # Errors
     /// The leader's refusal.
-    pub async fn promote(&self, urls: &[String], id: u64) -> Result<Vec<Member>, Error> {
+    pub async fn promote(
+        &self,
+        urls: &[String],
+        id: u64,
+        token: Option<&str>,
+    ) -> Result<Vec<Member>, Error> {
         for url in urls {
             let url = format!("{url}/members/promote/{id}");
-            let Ok((status, _, body)) = self.call(Method::POST, url, Vec::new()).await else {
+            let call = self.call_as(Method::POST, url, Vec::new(), token);
+            let Ok((status, _, body)) = call.await else {
                 continue;
             };
             if status == StatusCode::OK {

@@ -85,8 +85,8 @@ pub trait Handler: Send + Sync + 'static {
     fn is_removed(&self, id: u64) -> bool;
     /// All members.
     fn members(&self) -> Vec<Member>;
-    /// Promotes a learner, on the leader.
-    fn promote(&self, id: u64) -> Answer<'_, Result<Vec<Member>, Error>>;
+    /// Promotes a learner, on the leader, for who has this token.
+    fn promote(&self, id: u64, token: Option<String>) -> Answer<'_, Result<Vec<Member>, Error>>;
     /// Renews a lease, on the leader.
     fn renew_lease(&self, id: i64) -> Answer<'_, Result<i64, Error>>;
     /// What is left of a lease, on the leader.

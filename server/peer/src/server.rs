@@ -152,11 +152,13 @@ async fn members(State(transport): Shared) -> Response {
     (headers, body).into_response()
 }
 
-async fn promote(State(transport): Shared, Path(id): Path<String>) -> Response {
+async fn promote(State(transport): Shared, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let token = headers.get(header::AUTHORIZATION);
+    let token = token.map(|token| String::from_utf8_lossy(token.as_bytes()).into_owned());
     let Ok(id) = id.parse() else {
         return (StatusCode::BAD_REQUEST, "invalid member ID\n").into_response();
     };
-    match transport.handler.promote(id).await {
+    match transport.handler.promote(id, token).await {
         Ok(members) => {
             let body = serde_json::to_string(&members).unwrap_or_default();
             ([(header::CONTENT_TYPE, JSON)], body).into_response()

@@ -102,10 +102,11 @@ impl Handler for Node {
         }]
     }
 
-    fn promote(&self, id: u64) -> Answer<'_, Result<Vec<Member>, Error>> {
+    fn promote(&self, id: u64, token: Option<String>) -> Answer<'_, Result<Vec<Member>, Error>> {
         Box::pin(async move {
             match id {
                 1 => Ok(self.members()),
+                4 if token.as_deref() == Some("a.1") => Ok(self.members()),
                 2 => Err(Error::LearnerNotReady),
                 _ => Err(Error::MemberNotFound),
             }
@@ -314,9 +315,19 @@ async fn calls_are_answered() {
     assert!(left.header.is_some(), "etcd ends itself without one");
     let left = client.lease_time_to_live(&urls, ask(8)).await;
     assert_eq!(left, Err(Error::LeaseNotFound));
-    assert_eq!(client.promote(&urls, 1).await, Ok(a.node.members()));
-    assert_eq!(client.promote(&urls, 2).await, Err(Error::LearnerNotReady));
-    assert_eq!(client.promote(&urls, 3).await, Err(Error::MemberNotFound));
+    assert_eq!(client.promote(&urls, 1, None).await, Ok(a.node.members()));
+    assert_eq!(
+        client.promote(&urls, 4, Some("a.1")).await,
+        Ok(a.node.members())
+    );
+    assert_eq!(
+        client.promote(&urls, 2, None).await,
+        Err(Error::LearnerNotReady)
+    );
+    assert_eq!(
+        client.promote(&urls, 3, None).await,
+        Err(Error::MemberNotFound)
+    );
     assert!(client.members(&urls[..1]).await.is_err());
 }
 

@@ -153,7 +153,7 @@ impl ApplyThread {
         let shared = &self.shared;
         let applied = outcome.published.applied;
         let revision = outcome.published.view.revision();
-        shared.published.store(Arc::clone(&outcome.published));
+        shared.publish(Arc::clone(&outcome.published));
         shared.watches.publish(&outcome.events, revision);
         if outcome.term_began
             && shared.is_leader()
@@ -193,7 +193,7 @@ impl ApplyThread {
         let began = Instant::now();
         let since = *self.compacting.get_or_insert(began);
         let progress = self.machine.compaction_step()?;
-        self.shared.published.store(self.machine.published());
+        self.shared.publish(self.machine.published());
         let finished = matches!(progress, CompactionProgress::Finished(_));
         let total = finished.then(|| since.elapsed());
         let counters = &self.shared.counters;
@@ -260,7 +260,7 @@ impl ApplyThread {
         self.log_bytes = 0;
         self.compacting = None;
         shared.engine.store(engine);
-        shared.published.store(Arc::clone(&published));
+        shared.publish(Arc::clone(&published));
         shared.watches.replaced(revision);
         shared.set_applied(index);
         for change in &replaced.members {
@@ -285,7 +285,7 @@ impl ApplyThread {
 
     fn defragmented(&mut self, done: oneshot::Sender<()>) -> Result<(), state::Fatal> {
         self.machine.defragmented()?;
-        self.shared.published.store(self.machine.published());
+        self.shared.publish(self.machine.published());
         let _ = done.send(());
         Ok(())
     }

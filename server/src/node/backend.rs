@@ -6,8 +6,8 @@ use std::{
 };
 
 use api::{
-    Backend, SnapshotFile,
-    backend::{Identity, Limits, Standing, Versions},
+    Backend, Caller, SnapshotFile,
+    backend::{AuthRequest, Identity, Limits, ReadPermit, Standing, Versions},
 };
 use mvcc::Engine;
 use prost::Message;
@@ -23,7 +23,7 @@ use proto::{
     },
     framed,
 };
-use state::{Error, Published, Reply, validate, version};
+use state::{Auth, AuthInfo, AuthReply, Error, Published, Reply, validate, version};
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
@@ -65,12 +65,25 @@ impl NodeBackend {
         Self { shared }
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     fn published(&self) -> Arc<Published<Snapshot>> {
         self.shared.published.load_full()
     }
 
-    /// Puts a request into the log and waits until it is applied.
-    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Reply, Error> {
+    /// Puts a request into the log that asks for nobody's rights; see [`Self::propose_by`].
+    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Reply, Error> {
+        self.propose_by(AuthInfo::default(), request).await
+    }
+
+    /// Puts a user's request into the log and waits until it is applied.
+    pub async fn propose_by(
+        &self,
+        by: AuthInfo,
+        mut request: InternalRaftRequest,
+    ) -> Result<Reply, Error> {
         let shared = &self.shared;
         let committed = shared.raft.committed.load(Ordering::Acquire);
         let applied = shared.applied.load(Ordering::Acquire);
@@ -80,7 +93,8 @@ impl NodeBackend {
         let id = shared.next_id();
         request.header = Some(RequestHeader {
             id,
-            ..RequestHeader::default()
+            username: by.username,
+            auth_revision: by.revision,
         });
         validate::admit(&request)?;
         let kind = telemetry::Kind::of(&request);
@@ -136,7 +150,7 @@ impl NodeBackend {
     }
 
     /// Waits until all that was committed when the call began is applied.
-    async fn wait_linearizable(&self) -> Result<(), Error> {
+    pub(super) async fn wait_linearizable(&self) -> Result<(), Error> {
         let shared = &self.shared;
         let began = shared.now();
         let read = async {
@@ -160,18 +174,18 @@ impl NodeBackend {
         }
     }
 
-    /// Reads away from the tasks that serve connections.
+    /// Reads a state away from the tasks that serve connections.
     async fn read_aside<T: Send + 'static>(
         &self,
+        published: Arc<Published<Snapshot>>,
         read: impl FnOnce(&Published<Snapshot>) -> Result<T, mvcc::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let published = self.published();
         let read = tokio::task::spawn_blocking(move || read(&published)).await;
         self.told(read.map_err(|_| Error::Stopped)?)
     }
 
     /// Parts a client's error from what ends the node.
-    fn told<T>(&self, result: Result<T, mvcc::Error>) -> Result<T, Error> {
+    pub(super) fn told<T>(&self, result: Result<T, mvcc::Error>) -> Result<T, Error> {
         result.map_err(|error| {
             Error::of_store(&error).unwrap_or_else(|| {
                 self.shared.fatal(error);
@@ -235,6 +249,19 @@ impl NodeBackend {
         }
     }
 
+    async fn may_renew(&self, caller: &Caller, id: i64) -> Result<(), Error> {
+        let permit = self.permit_lease(caller, &[id], may_write).await?;
+        self.recheck_permit(permit)
+    }
+
+    /// Renews a lease here, for who may write its keys.
+    async fn renew_for(&self, caller: &Caller, id: i64) -> Result<i64, Error> {
+        // Its keys are known when what was committed is applied.
+        self.wait_granted().await?;
+        self.may_renew(caller, id).await?;
+        self.renew_here(id).await
+    }
+
     /// What is left of a lease, if this member decides about leases.
     pub async fn time_to_live_here(
         &self,
@@ -274,6 +301,14 @@ impl NodeBackend {
         let limit = self.shared.settings.request_timeout();
         timeout(limit, asked).await.map_err(|_| Error::Timeout)?
     }
+}
+
+fn may_read(auth: &Auth, by: &AuthInfo, key: &[u8]) -> Result<(), Error> {
+    auth.check_read(by, key, b"")
+}
+
+fn may_write(auth: &Auth, by: &AuthInfo, key: &[u8]) -> Result<(), Error> {
+    auth.check_write(by, key, b"")
 }
 
 /// Whether another attempt may find the leader.
@@ -342,22 +377,57 @@ impl Backend for NodeBackend {
         self.wait_linearizable().await
     }
 
-    async fn range(&self, r: RangeRequest) -> Result<framed::RangeResponse, Error> {
+    fn asks_who(&self) -> bool {
+        self.is_auth_enabled()
+    }
+
+    async fn permit_read(
+        &self,
+        caller: &Caller,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> Result<ReadPermit, Error> {
+        self.permit_range(caller, key, range_end).await
+    }
+
+    fn recheck(&self, permit: ReadPermit) -> Result<(), Error> {
+        self.recheck_permit(permit)
+    }
+
+    async fn require_user(&self, caller: &Caller) -> Result<(), Error> {
+        self.known_user(caller).await
+    }
+
+    async fn require_root(&self, caller: &Caller) -> Result<(), Error> {
+        self.root(caller).await
+    }
+
+    async fn auth(&self, caller: &Caller, r: AuthRequest) -> Result<AuthReply, Error> {
+        self.change_auth(caller, r).await
+    }
+
+    async fn range(
+        &self,
+        caller: &Caller,
+        r: RangeRequest,
+    ) -> Result<framed::RangeResponse, Error> {
         let began = self.shared.now();
         if !r.serializable {
             self.wait_linearizable().await?;
         }
         let waited = self.shared.now();
         let small = r.range_end.is_empty() || r.count_only || (1..=SMALL_RANGE).contains(&r.limit);
-        let answer = match small {
-            true => {
-                let published = self.shared.published.load_full();
-                self.told(published.view.range_framed(&r))
-            }
-            false => {
-                self.read_aside(move |published| published.view.range_framed(&r))
+        let may_read = |published: &Published<Snapshot>, by: &AuthInfo| {
+            published.auth.check_read(by, &r.key, &r.range_end)
+        };
+        // What is read is the state by which it is permitted.
+        let answer = match self.permitted(caller, may_read).await {
+            Ok(published) if small => self.told(published.view.range_framed(&r)),
+            Ok(published) => {
+                self.read_aside(published, move |published| published.view.range_framed(&r))
                     .await
             }
+            Err(refusal) => Err(refusal),
         };
         let ended = self.shared.now();
         let counters = &self.shared.counters;
@@ -368,34 +438,43 @@ impl Backend for NodeBackend {
     }
 
     async fn read(&self, r: RangeRequest) -> Result<RangeResponse, Error> {
-        self.read_aside(move |published| published.view.range(&r))
+        self.read_aside(self.published(), move |published| published.view.range(&r))
             .await
     }
 
-    async fn put(&self, r: PutRequest) -> Result<PutResponse, Error> {
+    async fn put(&self, caller: &Caller, r: PutRequest) -> Result<PutResponse, Error> {
         self.admit_size(state::cost::put(&r)).await?;
         let request = InternalRaftRequest {
             put: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, Put)
+        expect!(self.propose_for(caller, request).await?, Put)
     }
 
-    async fn delete_range(&self, r: DeleteRangeRequest) -> Result<DeleteRangeResponse, Error> {
+    async fn delete_range(
+        &self,
+        caller: &Caller,
+        r: DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, Error> {
         let request = InternalRaftRequest {
             delete_range: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, DeleteRange)
+        expect!(self.propose_for(caller, request).await?, DeleteRange)
     }
 
-    async fn txn(&self, r: TxnRequest) -> Result<TxnResponse, Error> {
+    async fn txn(&self, caller: &Caller, r: TxnRequest) -> Result<TxnResponse, Error> {
         if mvcc::is_read_only(&r) {
             if !mvcc::is_serializable(&r) {
                 self.wait_linearizable().await?;
             }
             let began = self.shared.now();
-            let answer = self.read_aside(move |published| {
+            // There are no puts in it, so no leases.
+            let may_read = |published: &Published<Snapshot>, by: &AuthInfo| {
+                published.auth.check_txn(by, &r, &|_| Vec::new())
+            };
+            let published = self.permitted(caller, may_read).await?;
+            let answer = self.read_aside(published, move |published| {
                 let response = published.view.txn(&r)?;
                 let ranges = state::ranges_of(&r, &response);
                 Ok((response, ranges))
@@ -414,16 +493,20 @@ impl Backend for NodeBackend {
             txn: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, Txn)
+        expect!(self.propose_for(caller, request).await?, Txn)
     }
 
-    async fn compact(&self, r: CompactionRequest) -> Result<CompactionResponse, Error> {
+    async fn compact(
+        &self,
+        caller: &Caller,
+        r: CompactionRequest,
+    ) -> Result<CompactionResponse, Error> {
         let mut compacted = self.shared.compacted.subscribe();
         let request = InternalRaftRequest {
             compaction: Some(r),
             ..InternalRaftRequest::default()
         };
-        let response = expect!(self.propose(request).await?, Compaction)?;
+        let response = expect!(self.propose_for(caller, request).await?, Compaction)?;
         if r.physical {
             let done = compacted.wait_for(|done| *done >= r.revision).await;
             done.map_err(|_| Error::Stopped)?;
@@ -431,33 +514,46 @@ impl Backend for NodeBackend {
         Ok(response)
     }
 
-    async fn lease_grant(&self, mut r: LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+    async fn lease_grant(
+        &self,
+        caller: &Caller,
+        mut r: LeaseGrantRequest,
+    ) -> Result<LeaseGrantResponse, Error> {
         self.admit_size(state::cost::LEASE).await?;
         while r.id == 0 {
             // As in etcd: a request ID without its sign, which is unlike any other.
             r.id = (self.shared.next_id() & i64::MAX as u64) as i64;
         }
+        self.known_user(caller).await?;
         let request = InternalRaftRequest {
             lease_grant: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, LeaseGrant)
+        expect!(self.propose_for(caller, request).await?, LeaseGrant)
     }
 
-    async fn lease_revoke(&self, r: LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Error> {
+    async fn lease_revoke(
+        &self,
+        caller: &Caller,
+        r: LeaseRevokeRequest,
+    ) -> Result<LeaseRevokeResponse, Error> {
+        self.known_user(caller).await?;
         let request = InternalRaftRequest {
             lease_revoke: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, LeaseRevoke)
+        expect!(self.propose_for(caller, request).await?, LeaseRevoke)
     }
 
-    async fn lease_keep_alive(&self, id: i64) -> Result<i64, Error> {
+    async fn lease_keep_alive(&self, caller: &Caller, id: i64) -> Result<i64, Error> {
         let asked = async {
             loop {
                 let answer = match self.leader_elsewhere() {
-                    Some((client, urls)) => client.renew_lease(&urls, id).await,
-                    None => self.renew_here(id).await,
+                    Some((client, urls)) => match self.may_renew(caller, id).await {
+                        Ok(()) => client.renew_lease(&urls, id).await,
+                        Err(refusal) => return Err(refusal),
+                    },
+                    None => self.renew_for(caller, id).await,
                 };
                 if !is_leaderless(&answer) {
                     return answer;
@@ -470,8 +566,14 @@ impl Backend for NodeBackend {
 
     async fn lease_time_to_live(
         &self,
+        caller: &Caller,
         r: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
+        self.known_user(caller).await?;
+        let permit = match r.keys {
+            true => self.permit_lease(caller, &[r.id], may_read).await?,
+            false => ReadPermit(None),
+        };
         let asked = async {
             loop {
                 let answer = match self.leader_elsewhere() {
@@ -485,13 +587,16 @@ impl Backend for NodeBackend {
             }
         };
         let mut response = self.in_time(asked).await?;
+        self.recheck_permit(permit)?;
         // Another member's header is completed with this one's.
         response.header = None;
         Ok(response)
     }
 
-    async fn lease_leases(&self) -> Result<LeaseLeasesResponse, Error> {
+    async fn lease_leases(&self, caller: &Caller) -> Result<LeaseLeasesResponse, Error> {
         let ids = super::lessor(&self.shared).ids();
+        let permit = self.permit_lease(caller, &ids, may_read).await?;
+        self.recheck_permit(permit)?;
         Ok(LeaseLeasesResponse {
             header: None,
             leases: ids.into_iter().map(|id| LeaseStatus { id }).collect(),
@@ -510,8 +615,8 @@ impl Backend for NodeBackend {
         membership::update(&self.shared, r).await
     }
 
-    async fn member_promote(&self, id: u64) -> Result<Vec<Member>, Error> {
-        membership::promote(&self.shared, id).await
+    async fn member_promote(&self, caller: &Caller, id: u64) -> Result<Vec<Member>, Error> {
+        membership::promote(&self.shared, id, caller.token()).await
     }
 
     async fn member_list(&self, linearizable: bool) -> Result<Vec<Member>, Error> {
@@ -521,12 +626,12 @@ impl Backend for NodeBackend {
         Ok(self.published().members.to_proto())
     }
 
-    async fn alarm(&self, r: AlarmRequest) -> Result<AlarmResponse, Error> {
+    async fn alarm(&self, caller: &Caller, r: AlarmRequest) -> Result<AlarmResponse, Error> {
         let request = InternalRaftRequest {
             alarm: Some(r),
             ..InternalRaftRequest::default()
         };
-        expect!(self.propose(request).await?, Alarm)
+        expect!(self.propose_for(caller, request).await?, Alarm)
     }
 
     async fn status(&self) -> Result<StatusResponse, Error> {
@@ -571,7 +676,7 @@ impl Backend for NodeBackend {
     async fn hash_kv(&self, r: HashKvRequest) -> Result<HashKvResponse, Error> {
         let hash = move |published: &Published<Snapshot>| published.view.hash_kv(r.revision);
         let began = Instant::now();
-        let hash = self.read_aside(hash).await?;
+        let hash = self.read_aside(self.published(), hash).await?;
         self.shared.counters.hashed(began.elapsed());
         Ok(HashKvResponse {
             header: None,

@@ -82,8 +82,13 @@ pub(crate) async fn update(
     Ok(configure(shared, change).await?.to_proto())
 }
 
-/// Makes a learner a voter, if it has nearly all of the log.
-pub(crate) async fn promote(shared: &Shared, id: u64) -> Result<Vec<MemberProto>, Error> {
+/// Makes a learner a voter, if it has nearly all of the log. Another member that leads is shown
+/// the caller's token.
+pub(crate) async fn promote(
+    shared: &Shared,
+    id: u64,
+    token: Option<&str>,
+) -> Result<Vec<MemberProto>, Error> {
     let (known, may_promote) = {
         let members = &shared.published.load().members;
         let learner = members.get(id).map(|member| member.is_learner);
@@ -95,7 +100,7 @@ pub(crate) async fn promote(shared: &Shared, id: u64) -> Result<Vec<MemberProto>
         Some(true) => {}
     }
     if !shared.is_leader() {
-        return peers::promote_at_leader(shared, id).await;
+        return peers::promote_at_leader(shared, id, token).await;
     }
     let promoted = promote_here(shared, id, may_promote).await;
     let counters = &shared.counters;

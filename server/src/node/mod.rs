@@ -7,6 +7,7 @@
 //! keeps the log short.
 
 mod apply;
+mod auth;
 mod backend;
 mod bootstrap;
 mod forced;
@@ -99,12 +100,17 @@ impl Node {
         let (to_apply, apply_inputs) = unbounded::<ApplyInput>();
         let (to_log, appends) = unbounded();
         let (to_fetch, fetches) = unbounded();
+        let tokens = parts.machine.tokens();
+        if let Ok(mut tokens) = tokens.lock() {
+            tokens.set_ttl(config.auth_token_ttl);
+        }
         let shared = Arc::new(Shared::new(Parts {
             settings,
             engine: parts.engine,
             snapshot_folder: parts.snapshot_folder,
             published: parts.machine.published(),
             lessor: parts.machine.lessor(),
+            access: auth::Access::new(config.bcrypt_cost, tokens),
             tls: secured.all(),
             to_raft: to_raft.clone(),
             to_apply,

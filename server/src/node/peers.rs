@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::Caller;
 use peer::{Answer, Client, Config, Handler, SnapshotBody, Transport};
 use prost::Message as _;
 use proto::{
@@ -125,11 +126,15 @@ pub(crate) fn removal_keeps_quorum(shared: &Shared, id: u64) -> bool {
 }
 
 /// Has the leader promote a learner.
-pub(crate) async fn promote_at_leader(shared: &Shared, id: u64) -> Result<Vec<MemberProto>, Error> {
+pub(crate) async fn promote_at_leader(
+    shared: &Shared,
+    id: u64,
+    token: Option<&str>,
+) -> Result<Vec<MemberProto>, Error> {
     let (Some(urls), Some(transport)) = (shared.leader_urls(), shared.transport()) else {
         return Err(Error::NoLeader);
     };
-    let members = transport.client().promote(&urls, id).await?;
+    let members = transport.client().promote(&urls, id, token).await?;
     Ok(members.iter().map(Member::to_proto).collect())
 }
 
@@ -234,12 +239,14 @@ impl Handler for NodeHandler {
         published.members.iter().cloned().collect()
     }
 
-    fn promote(&self, id: u64) -> Answer<'_, Result<Vec<Member>, Error>> {
+    fn promote(&self, id: u64, token: Option<String>) -> Answer<'_, Result<Vec<Member>, Error>> {
         Box::pin(async move {
+            let caller = token.map_or_else(Caller::default, |token| Caller::with_token(&token));
+            self.backend().root(&caller).await?;
             if !self.shared.is_leader() {
                 return Err(Error::NotLeader);
             }
-            membership::promote(&self.shared, id).await?;
+            membership::promote(&self.shared, id, None).await?;
             Ok(self.members())
         })
     }

@@ -22,7 +22,8 @@ use tls::Tls;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
-    apply::ApplyInput, raft::RaftInput, snapshots::Snapshots, telemetry::Counters, watches::Watches,
+    apply::ApplyInput, auth::Access, raft::RaftInput, snapshots::Snapshots, telemetry::Counters,
+    watches::Watches,
 };
 
 /// The state of the keys that readers hold.
@@ -88,6 +89,9 @@ pub(crate) struct Shared {
     pub raft: RaftState,
     pub applied: AtomicU64,
     pub lessor: Arc<StdMutex<Lessor>>,
+    /// Whether it counts who makes a call, as of what is published.
+    pub auth_enabled: AtomicBool,
+    pub access: Access,
     /// For metrics.
     pub tls: Vec<Arc<Tls>>,
     pub watches: Watches,
@@ -128,6 +132,7 @@ pub(crate) struct Parts {
     pub snapshot_folder: PathBuf,
     pub published: Arc<Published<Snapshot>>,
     pub lessor: Arc<StdMutex<Lessor>>,
+    pub access: Access,
     pub tls: Vec<Arc<Tls>>,
     pub to_raft: Sender<RaftInput>,
     pub to_apply: Sender<ApplyInput>,
@@ -145,6 +150,8 @@ impl Shared {
             applied: AtomicU64::new(parts.published.applied.index),
             watches: Watches::new(view.revision(), fragment),
             compacted: watch::Sender::new(view.compact_revision()),
+            auth_enabled: AtomicBool::new(parts.published.auth.is_enabled()),
+            access: parts.access,
             published: ArcSwap::new(parts.published),
             settings: parts.settings,
             engine: ArcSwap::new(parts.engine),
@@ -172,6 +179,19 @@ impl Shared {
             waiters: Mutex::default(),
             applied_waiters: Mutex::default(),
             origin,
+        }
+    }
+
+    /// Shows readers another state. Who makes a call counts from before it can be read, and until
+    /// nothing of it can be read any more.
+    pub fn publish(&self, published: Arc<Published<Snapshot>>) {
+        let enabled = published.auth.is_enabled();
+        if enabled {
+            self.auth_enabled.store(true, Ordering::Release);
+        }
+        self.published.store(published);
+        if !enabled {
+            self.auth_enabled.store(false, Ordering::Release);
         }
     }
 

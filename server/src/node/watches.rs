@@ -144,6 +144,10 @@ impl api::backend::WatchHandle for Handle {
         self.with_hub(|hub| hub.create(self.stream, &r));
     }
 
+    fn refuse(&mut self, reason: &str) {
+        self.with_hub(|hub| hub.refuse(self.stream, reason));
+    }
+
     fn cancel(&mut self, watch_id: i64) {
         self.with_hub(|hub| hub.cancel(self.stream, watch_id));
     }

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::{Tls, addresses};
+use crate::{Tls, addresses, x509::X509};
 
 /// How long a handshake may take, as in etcd.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -42,6 +42,7 @@ pub enum Rejected {
 pub struct Acceptor {
     tls: Arc<Tls>,
     check_addresses: bool,
+    names_users: bool,
     room: Arc<Semaphore>,
     limit: Duration,
 }
@@ -53,9 +54,29 @@ impl Acceptor {
         Self {
             tls,
             check_addresses,
+            names_users: false,
             room: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             limit: HANDSHAKE,
         }
+    }
+
+    /// The same for certificates whose common names are those of users.
+    pub fn naming_users(self, names_users: bool) -> Self {
+        Self {
+            names_users,
+            ..self
+        }
+    }
+
+    /// The common name of the certificate that was shown, empty when it has none; `None` when there
+    /// is no certificate, or when it names no user.
+    pub fn user_of<S>(&self, stream: &TlsStream<S>) -> Option<String> {
+        let (_, connection) = stream.get_ref();
+        let shown = connection.peer_certificates().unwrap_or_default();
+        let certificate = shown.first().filter(|_| self.names_users)?;
+        // It has passed the handshake, so it can be read.
+        let certificate = X509::read(certificate).ok()?;
+        Some(certificate.common_name().unwrap_or_default())
     }
 
     /// The same with another limit of time.

@@ -170,6 +170,21 @@ impl Hub {
         }
     }
 
+    /// Answers in place of a watcher why it may not be.
+    pub fn refuse(&mut self, stream_id: StreamId, reason: &str) {
+        let header = header(self.revision);
+        if let Some(stream) = self.streams.get_mut(&stream_id) {
+            stream.push(WatchResponse {
+                header,
+                watch_id: NO_WATCHER,
+                created: true,
+                canceled: true,
+                cancel_reason: reason.to_owned(),
+                ..WatchResponse::default()
+            });
+        }
+    }
+
     /// Makes a watcher; the answer, also a refusal, is queued in the stream.
     pub fn create(&mut self, stream_id: StreamId, r: &WatchCreateRequest) {
         let header = header(self.revision);
@@ -178,17 +193,7 @@ impl Hub {
         };
         let keys = match refusal(stream, r) {
             Ok(keys) => keys,
-            Err(reason) => {
-                stream.push(WatchResponse {
-                    header,
-                    watch_id: NO_WATCHER,
-                    created: true,
-                    canceled: true,
-                    cancel_reason: reason.to_owned(),
-                    ..WatchResponse::default()
-                });
-                return;
-            }
+            Err(reason) => return self.refuse(stream_id, reason),
         };
         let id = match r.watch_id {
             0 => {
