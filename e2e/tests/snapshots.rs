@@ -246,41 +246,6 @@ fn moves_back_and_forth(from: Kind) {
     assert!(revision(&first) < revision(&cairn));
 }
 
-/// Nobody would be asked who they are.
-#[test]
-fn data_with_users_are_not_taken_over() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut etcd = Server::start(Kind::Etcd, folder.path(), &[]);
-    ok(etcdctl(&etcd).run(&["put", "secret", "1"]));
-    for command in [
-        &["user", "add", "root", "--new-user-password=pw"][..],
-        &["user", "grant-role", "root", "root"],
-        &["auth", "enable"],
-    ] {
-        ok(etcdctl(&etcd).run(command));
-    }
-    etcd.stop();
-    let data = folder.path().join("data");
-    let mut cairn = Server::launch_single(Kind::Cairn, &data, folder.path().join("log2"), &[]);
-    until("an end", || cairn.ended().is_some());
-    let log = cairn.log();
-    assert!(
-        log.contains("switch them off with 'etcdctl auth disable' first"),
-        "{log}"
-    );
-    // Nothing was changed.
-    etcd.restart();
-    let read = ["get", "secret", "--print-value-only", "--user=root:pw"];
-    assert_eq!(ok(etcdctl(&etcd).run(&read)), "1\n");
-    ok(etcdctl(&etcd).run(&["auth", "disable", "--user=root:pw"]));
-    etcd.stop();
-    let cairn = Server::start(Kind::Cairn, folder.path(), &[]);
-    assert_eq!(
-        ok(etcdctl(&cairn).run(&["get", "secret", "--print-value-only"])),
-        "1\n"
-    );
-}
-
 /// Small segments, so that the log is shortened all the time.
 const SHORT: [&str; 2] = [
     "--cairn-wal-segment-bytes=65536",
