@@ -3,6 +3,7 @@
 //	bolttool read FILE                                   checks every page, prints all rows as one JSON object
 //	bolttool change FILE SEED TRANSACTIONS               puts and deletes at random, and checks after each transaction
 //	bolttool write FILE SEED TRANSACTIONS PAGE_BYTES OPTION...   makes such a file
+//	bolttool replace FILE BUCKET OLD NEW                 puts NEW where OLD stands in values of a bucket
 //
 // Options are `unsynced` (the freelist is not kept in the file, as etcd has it), `nested` (one bucket
 // holds another) and `longfree` (more free pages than a page header can count).
@@ -11,6 +12,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,6 +41,8 @@ func run(args []string) error {
 			return err
 		}
 		return change(args[1], numbers[0], numbers[1])
+	case len(args) == 5 && args[0] == "replace":
+		return replace(args[1], args[2], args[3], args[4])
 	case len(args) >= 5 && args[0] == "write":
 		numbers, err := parse(args[2:5])
 		if err != nil {
@@ -47,6 +51,7 @@ func run(args []string) error {
 		return write(args[1], numbers[0], numbers[1], numbers[2], args[5:])
 	}
 	return errors.New("usage: bolttool read FILE | change FILE SEED TRANSACTIONS | " +
+		"replace FILE BUCKET OLD NEW | " +
 		"write FILE SEED TRANSACTIONS PAGE_BYTES [unsynced] [nested] [longfree]")
 }
 
@@ -172,6 +177,40 @@ func write(path string, seed, transactions, pageBytes int, options []string) err
 		}
 	}
 	return db.Close()
+}
+
+// replace gives rows other contents, as no member of a cluster does by itself.
+func replace(path, name, old, new string) error {
+	if len(old) != len(new) {
+		return errors.New("both must have the same length, or the rows would not be read any more")
+	}
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		return err
+	}
+	replaced := 0
+	err = db.Update(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte(name))
+		if b == nil {
+			return fmt.Errorf("there is no bucket %s", name)
+		}
+		cursor := b.Cursor()
+		for key, value := cursor.First(); key != nil; key, value = cursor.Next() {
+			if !bytes.Contains(value, []byte(old)) {
+				continue
+			}
+			replaced++
+			changed := bytes.ReplaceAll(value, []byte(old), []byte(new))
+			if err := b.Put(slices.Clone(key), changed); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && replaced == 0 {
+		err = fmt.Errorf("no row of %s has %q", name, old)
+	}
+	return errors.Join(err, db.Close())
 }
 
 // transact runs random transactions, and after each of them what is to follow it.

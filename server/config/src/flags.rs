@@ -97,7 +97,7 @@ flags! {
         "enable-grpc-gateway" Bool, "true", NotYet;
         "raft-read-timeout" Duration, "5s", NotYet;
         "raft-write-timeout" Duration, "5s", NotYet;
-        "feature-gates" Gates, "", NotYet;
+        "feature-gates" Gates, "", Full;
     }
     "Clustering" {
         "initial-advertise-peer-urls" Urls, "http://localhost:2380", Full;
@@ -183,8 +183,8 @@ flags! {
         "distributed-tracing-sampling-rate" Uint, "0", NotYet;
     }
     "Features" {
-        "corrupt-check-time" Duration, "0s", NotYet;
-        "compact-hash-check-time" Duration, "1m0s", NotYet;
+        "corrupt-check-time" Duration, "0s", Full;
+        "compact-hash-check-time" Duration, "1m0s", Full;
         "compaction-batch-limit" Int, "1000", Never;
         "peer-skip-client-san-verification" Bool, "false", Full;
         "watch-progress-notify-interval" Duration, "10m0s", Full;

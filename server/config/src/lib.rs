@@ -120,6 +120,12 @@ pub struct Config {
     pub catch_up_entries: u64,
     /// Length of a segment of the log, in bytes; how much of it is kept follows from this.
     pub wal_segment_bytes: u64,
+    /// Whether keys are compared with the other members' before anybody is served.
+    pub initial_corrupt_check: bool,
+    /// Time between two comparisons of all members' keys; zero for none.
+    pub corrupt_check_time: Duration,
+    /// Time between two comparisons of what members keep of compactions.
+    pub compact_hash_check_time: Option<Duration>,
     /// Time between two progress notifications of a watcher.
     pub progress_interval: Duration,
     /// Time after which an idle connection is asked whether it lives.
@@ -293,6 +299,9 @@ pub fn help() -> String {
     text + "\n  --config-file, --version, --help\n"
 }
 
+/// The flag of feature gates.
+const GATES: &str = "feature-gates";
+
 /// Typed access to checked values.
 struct Values<'a>(&'a BTreeMap<&'static str, String>);
 
@@ -318,6 +327,13 @@ impl Values<'_> {
 
     fn duration(&self, name: &str) -> Duration {
         values::duration(&self.text(name)).unwrap_or_default()
+    }
+
+    /// Whether a feature gate is open.
+    fn gate(&self, name: &str) -> bool {
+        let gates = self.text(GATES);
+        let gate = values::GATES.iter().find(|gate| gate.name == name);
+        gate.is_some_and(|gate| values::is_open(&gates, gate))
     }
 
     fn urls(&self, name: &str) -> Result<Vec<Url>, Error> {
@@ -371,6 +387,11 @@ impl Config {
                  {MAX_ELECTION_MS}ms"
             )));
         }
+        if v.duration("compact-hash-check-time").is_zero() {
+            return Err(Error::Invalid(
+                "--compact-hash-check-time must be >0 (set to 0s)".to_owned(),
+            ));
+        }
         if v.set("listen-client-urls") && !v.set("advertise-client-urls") {
             return Err(Error::Invalid(
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly"
@@ -422,6 +443,11 @@ impl Config {
             max_learners: v.number("max-learners")?,
             catch_up_entries: v.number("snapshot-catchup-entries")?,
             wal_segment_bytes: segment_bytes(v.number("cairn-wal-segment-bytes")?)?,
+            initial_corrupt_check: v.gate(values::INITIAL_CORRUPT_CHECK),
+            corrupt_check_time: v.duration("corrupt-check-time"),
+            compact_hash_check_time: v
+                .gate(values::COMPACT_HASH_CHECK)
+                .then(|| v.duration("compact-hash-check-time")),
             progress_interval: v.duration("watch-progress-notify-interval"),
             keepalive_interval: v.duration("grpc-keepalive-interval"),
             keepalive_timeout: v.duration("grpc-keepalive-timeout"),
@@ -527,6 +553,12 @@ fn without_effect(v: &Values<'_>, warnings: &mut Vec<String>) -> Result<(), Erro
                 ));
             }
             _ => {}
+        }
+    }
+    let gates = v.text(GATES);
+    for gate in values::GATES.iter().filter(|gate| !gate.works) {
+        if values::is_open(&gates, gate) != values::is_open_by_default(gate) {
+            warnings.push(format!("the feature gate {} has no effect", gate.name));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The command line, the environment and the file, as etcd reads them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{Command, Config, Error, FLAGS, parse, values};
 
@@ -44,6 +44,23 @@ fn the_defaults_are_etcds() {
 }
 
 #[test]
+fn checks_of_corruption_are_switched_on_as_in_etcd() {
+    let off = config(&["--compact-hash-check-time=5s"]);
+    assert_eq!(off.compact_hash_check_time, None);
+    assert!(!off.initial_corrupt_check && off.corrupt_check_time.is_zero());
+    let on = config(&[
+        "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true,LeaseCheckpoint=true",
+        "--corrupt-check-time=1m",
+    ]);
+    assert!(on.initial_corrupt_check);
+    let minute = Duration::from_secs(60);
+    assert_eq!(on.corrupt_check_time, minute);
+    assert_eq!(on.compact_hash_check_time, Some(minute));
+    let told = ["the feature gate LeaseCheckpoint has no effect"];
+    assert_eq!(on.warnings, told);
+}
+
+#[test]
 fn flags_are_written_as_in_go() {
     for args in [
         &["--name=n"][..],
@@ -80,6 +97,10 @@ fn what_is_wrong_is_said() {
         "--election-timeout[400ms] should be at least as 5 times as --heartbeat-interval[100ms]",
     );
     check(&["--election-timeout=60000"], "is too long");
+    check(
+        &["--compact-hash-check-time=0s"],
+        "--compact-hash-check-time must be >0 (set to 0s)",
+    );
     check(
         &["--listen-client-urls=http://127.0.0.1:1"],
         "--advertise-client-urls is required when --listen-client-urls is set explicitly",

@@ -86,20 +86,65 @@ fn has_port(url: &str) -> bool {
     port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
-/// etcd's feature gates.
-const GATES: &[&str] = &[
-    "AllAlpha",
-    "AllBeta",
-    "CompactHashCheck",
-    "FastLeaseKeepAlive",
-    "InitialCorruptCheck",
-    "LeaseCheckpoint",
-    "LeaseCheckpointPersist",
-    "PriorityRequest",
-    "SetMemberLocalAddr",
-    "StopGRPCServiceOnDefrag",
-    "TxnModeWriteWithSharedBuffer",
+/// Gates that set all others of a stage that are not set by themselves.
+const ALL_ALPHA: &str = "AllAlpha";
+const ALL_BETA: &str = "AllBeta";
+/// Members compare their keys with others' before they serve.
+pub(crate) const INITIAL_CORRUPT_CHECK: &str = "InitialCorruptCheck";
+/// The leader compares what members keep of compactions.
+pub(crate) const COMPACT_HASH_CHECK: &str = "CompactHashCheck";
+
+/// A feature gate of etcd's.
+pub(crate) struct Gate {
+    pub name: &'static str,
+    /// Beta gates are on by default, and alpha gates off.
+    is_beta: bool,
+    /// Whether it does anything here.
+    pub works: bool,
+}
+
+const fn gate(name: &'static str, is_beta: bool, works: bool) -> Gate {
+    Gate {
+        name,
+        is_beta,
+        works,
+    }
+}
+
+/// etcd's feature gates, besides those that stand for many.
+pub(crate) const GATES: &[Gate] = &[
+    gate(COMPACT_HASH_CHECK, false, true),
+    gate("FastLeaseKeepAlive", true, false),
+    gate(INITIAL_CORRUPT_CHECK, false, true),
+    gate("LeaseCheckpoint", false, false),
+    gate("LeaseCheckpointPersist", false, false),
+    gate("PriorityRequest", false, false),
+    gate("SetMemberLocalAddr", false, false),
+    gate("StopGRPCServiceOnDefrag", false, false),
+    gate("TxnModeWriteWithSharedBuffer", true, false),
 ];
+
+/// Whether a gate is open, by a list that [`problem`] has passed. Of a name that comes twice the
+/// last counts, and one that is named is not changed by those that stand for many.
+pub(crate) fn is_open(gates: &str, gate: &Gate) -> bool {
+    let pairs = gates.split(',').filter_map(|pair| pair.split_once('='));
+    let (mut own, mut of_stage) = (None, None);
+    let stage = if gate.is_beta { ALL_BETA } else { ALL_ALPHA };
+    for (name, value) in pairs {
+        let value = bool(value.trim());
+        if name.trim() == gate.name {
+            own = value;
+        } else if name.trim() == stage {
+            of_stage = value;
+        }
+    }
+    own.or(of_stage).unwrap_or(gate.is_beta)
+}
+
+/// Whether a gate is open when nobody says anything.
+pub(crate) fn is_open_by_default(gate: &Gate) -> bool {
+    gate.is_beta
+}
 
 /// What is wrong with a list of gates, as `Name=true,Other=false`.
 fn gates_problem(text: &str) -> Option<String> {
@@ -111,7 +156,11 @@ fn gates_problem(text: &str) -> Option<String> {
         let Some((name, value)) = pair.split_once('=') else {
             return Some(format!("missing bool value for {pair}"));
         };
-        if !GATES.contains(&name.trim()) {
+        let known = GATES.iter().map(|gate| gate.name);
+        if !known
+            .chain([ALL_ALPHA, ALL_BETA])
+            .any(|known| known == name.trim())
+        {
             return Some(format!("unrecognized feature gate: {}", name.trim()));
         }
         if bool(value.trim()).is_none() {
@@ -174,6 +223,24 @@ mod tests {
         );
         for bad in ["Nothing=true", "AllBeta", "AllBeta=maybe"] {
             assert!(gates_problem(bad).is_some(), "{bad}");
+        }
+        let check = |gates: &str, name: &str, expected: bool| {
+            let gate = GATES.iter().find(|gate| gate.name == name).unwrap();
+            assert_eq!(is_open(gates, gate), expected, "{gates} {name}");
+        };
+        check("", "InitialCorruptCheck", false);
+        check("", "FastLeaseKeepAlive", true);
+        check("InitialCorruptCheck=true", "InitialCorruptCheck", true);
+        check("InitialCorruptCheck=true", "CompactHashCheck", false);
+        check("AllAlpha=true", "CompactHashCheck", true);
+        check("AllAlpha=true", "FastLeaseKeepAlive", true);
+        check("AllBeta=false", "FastLeaseKeepAlive", false);
+        for both in [
+            "AllAlpha=true, CompactHashCheck=false",
+            "CompactHashCheck=f,AllAlpha=1",
+        ] {
+            check(both, "CompactHashCheck", false);
+            check(both, "InitialCorruptCheck", true);
         }
     }
 

@@ -8,14 +8,15 @@
 //! Must never know: what a message means to raft, the engine, the log, or sockets that accept:
 //! [`router`] is served by the server. Nor certificates: `tls` has them.
 //!
-//! Not here yet: `/members/hashkv`. Start reading in `transport.rs`; `snapshot.rs` is how a whole
-//! state travels.
+//! Start reading in `transport.rs`; `snapshot.rs` is how a whole state travels, `hashkv.rs` how two
+//! are compared.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod client;
 mod codec;
 mod connect;
+mod hashkv;
 mod outbound;
 mod server;
 mod snapshot;
@@ -34,6 +35,7 @@ use proto::{
 use state::{Error, Member, Version};
 
 pub use client::{Client, Probe};
+pub use hashkv::{HashError, MemberHash};
 pub use snapshot::{MAX_MESSAGE_BYTES, snapshot_index};
 pub use transport::{Traffic, Transport};
 
@@ -94,6 +96,8 @@ pub trait Handler: Send + Sync + 'static {
         &self,
         request: LeaseTimeToLiveRequest,
     ) -> Answer<'_, Result<LeaseTimeToLiveResponse, Error>>;
+    /// The hash of the keys at a revision; 0 is the current one.
+    fn hash_kv(&self, revision: i64) -> Answer<'_, Result<MemberHash, Error>>;
     /// The versions, as `/version` shows them.
     fn versions(&self) -> String;
     /// Whether the cluster is being downgraded.

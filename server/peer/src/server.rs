@@ -20,7 +20,13 @@ use proto::{
 use serde_json::json;
 use state::{Error, ids};
 
-use crate::{Transport, client::CLUSTER_ID, codec::Stream, snapshot};
+use crate::{
+    Transport,
+    client::CLUSTER_ID,
+    codec::Stream,
+    hashkv::{self, RequestJson},
+    snapshot,
+};
 
 /// The longest message that may be posted: anything longer comes by a stream.
 const MAX_POST_BYTES: usize = 64 << 20;
@@ -39,6 +45,7 @@ pub(crate) fn router(transport: Arc<Transport>) -> Router {
         .route("/raft/probing", get(probing))
         .route("/members", get(members))
         .route("/members/promote/{id}", post(promote))
+        .route(hashkv::PATH, get(hash_kv))
         .route("/leases", post(renew))
         .route("/leases/internal", post(time_to_live))
         .route("/version", get(version))
@@ -61,7 +68,7 @@ impl Transport {
             Some((status, headers, format!("{text}\n")).into_response())
         };
         if text(headers, CLUSTER_ID) != own {
-            return refuse(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch");
+            return refuse(StatusCode::PRECONDITION_FAILED, hashkv::CLUSTER_MISMATCH);
         }
         let from = u64::from_str_radix(&text(headers, "x-server-from"), 16);
         if from.is_ok_and(|from| self.handler.is_removed(from)) {
@@ -217,6 +224,27 @@ async fn time_to_live(State(transport): Shared, body: Bytes) -> Response {
             ([(header::CONTENT_TYPE, PROTOBUF)], body).into_response()
         }
         Err(error) => lease_refusal(error),
+    }
+}
+
+async fn hash_kv(State(transport): Shared, headers: HeaderMap, body: Bytes) -> Response {
+    let own = ids::to_text(transport.config.cluster_id);
+    if hashkv::is_foreign(&headers, &own) {
+        let text = format!("{}\n", hashkv::CLUSTER_MISMATCH);
+        return (StatusCode::PRECONDITION_FAILED, text).into_response();
+    }
+    let Ok(request) = serde_json::from_slice::<RequestJson>(&body) else {
+        return (StatusCode::BAD_REQUEST, "error unmarshalling request\n").into_response();
+    };
+    match transport.handler.hash_kv(request.revision).await {
+        Ok(hash) => {
+            let headers = [(CLUSTER_ID, own), ("content-type", JSON.to_owned())];
+            (headers, hash.to_json()).into_response()
+        }
+        Err(error) => {
+            let text = format!("{}\n", hashkv::text(error));
+            (StatusCode::BAD_REQUEST, text).into_response()
+        }
     }
 }
 

@@ -21,7 +21,9 @@ use tls::Tls;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::StreamExt as _;
 
-use crate::{Answer, Client, Config, Handler, SnapshotBody, Transport, router};
+use crate::{
+    Answer, Client, Config, Handler, HashError, MemberHash, SnapshotBody, Transport, router,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -135,6 +137,21 @@ impl Handler for Node {
                     ..LeaseTimeToLiveResponse::default()
                 }),
                 _ => Err(Error::LeaseNotFound),
+            }
+        })
+    }
+
+    fn hash_kv(&self, revision: i64) -> Answer<'_, Result<MemberHash, Error>> {
+        Box::pin(async move {
+            match revision {
+                ..5 => Err(Error::Compacted),
+                10.. => Err(Error::FutureRev),
+                revision => Ok(MemberHash {
+                    current: 9,
+                    hash: 77,
+                    compact_revision: 5,
+                    revision,
+                }),
             }
         })
     }
@@ -408,4 +425,23 @@ async fn what_is_no_snapshot_is_refused() {
     let other = message(MessageType::MsgHeartbeat, 2, 1, 0);
     assert_eq!(post(framed(&other)).await.0, 405);
     assert!(a.node.received.lock().is_empty());
+}
+
+#[tokio::test]
+async fn members_hash_their_keys_for_their_own_cluster() {
+    let a = start(1, 9).await;
+    let client = a.transport.client();
+    let urls = ["http://127.0.0.1:1".to_owned(), a.url.clone()];
+    let hash = client.hash_kv(9, &urls, 7, LIMIT).await.unwrap();
+    assert_eq!((hash.current, hash.hash), (9, 77));
+    assert_eq!((hash.compact_revision, hash.revision), (5, 7));
+    let ask = async |cluster, revision| {
+        let asked = client.hash_kv(cluster, &urls[1..], revision, LIMIT).await;
+        asked.unwrap_err()
+    };
+    assert_eq!(ask(9, 4).await, HashError::Compacted);
+    assert_eq!(ask(9, 10).await, HashError::FutureRevision);
+    assert_eq!(ask(8, 7).await, HashError::ClusterMismatch);
+    let nobody = client.hash_kv(9, &urls[..1], 7, LIMIT).await.unwrap_err();
+    assert!(matches!(nobody, HashError::NoAnswer(_)), "{nobody}");
 }

@@ -10,6 +10,7 @@ use api::{
     backend::{AuthRequest, Identity, Limits, ReadPermit, Standing, Versions},
 };
 use mvcc::Engine;
+use peer::MemberHash;
 use prost::Message;
 use proto::{
     etcdserverpb::{
@@ -182,6 +183,23 @@ impl NodeBackend {
     ) -> Result<T, Error> {
         let read = tokio::task::spawn_blocking(move || read(&published)).await;
         self.told(read.map_err(|_| Error::Stopped)?)
+    }
+
+    /// The hash of this member's keys at a revision; 0 is the current one.
+    pub async fn hash_at(&self, revision: i64) -> Result<MemberHash, Error> {
+        let began = Instant::now();
+        let hash = move |published: &Published<Snapshot>| {
+            let view = &published.view;
+            view.hash_kv(revision).map(|hash| (hash, view.revision()))
+        };
+        let (hash, current) = self.read_aside(self.published(), hash).await?;
+        self.shared.counters.hashed(began.elapsed());
+        Ok(MemberHash {
+            current,
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            revision: hash.revision,
+        })
     }
 
     /// Parts a client's error from what ends the node.
@@ -674,10 +692,7 @@ impl Backend for NodeBackend {
     }
 
     async fn hash_kv(&self, r: HashKvRequest) -> Result<HashKvResponse, Error> {
-        let hash = move |published: &Published<Snapshot>| published.view.hash_kv(r.revision);
-        let began = Instant::now();
-        let hash = self.read_aside(self.published(), hash).await?;
-        self.shared.counters.hashed(began.elapsed());
+        let hash = self.hash_at(r.revision).await?;
         Ok(HashKvResponse {
             header: None,
             hash: hash.hash,

@@ -4,12 +4,13 @@
 //! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
 //! answers clients, `peers.rs` other members. `snapshots.rs` is the state as a whole, `truncate.rs`
-//! keeps the log short.
+//! keeps the log short, `corruption.rs` compares members.
 
 mod apply;
 mod auth;
 mod backend;
 mod bootstrap;
+mod corruption;
 mod forced;
 mod log;
 mod membership;
@@ -69,6 +70,7 @@ impl Node {
     pub async fn start(config: &Config, guarded: bool, secured: &Secured) -> anyhow::Result<Self> {
         let election = config.heartbeat * u32::try_from(config.election_ticks)?;
         let client = peer::Client::new(secured.peer());
+        let had_data = has_data(config)?;
         let parts = bootstrap::open(config, min_lease_ttl(election), &client).await?;
         let members = &parts.machine.published().members;
         if guarded && members.is_removed(parts.metadata.node_id) {
@@ -88,6 +90,16 @@ impl Node {
             quota_bytes: config.quota_bytes,
             strict_reconfig: config.strict_reconfig,
         };
+        if had_data && config.initial_corrupt_check {
+            let local = corruption::Local {
+                member_id: settings.member_id,
+                cluster_id: settings.cluster_id,
+                members: &parts.machine.published().members,
+                client: &client,
+                limit: settings.request_timeout(),
+            };
+            local.check(parts.machine.published().view.clone()).await?;
+        }
         let mut raft_config = consensus::Config::new(settings.member_id);
         raft_config.election_ticks = config.election_ticks;
         raft_config.pre_vote = config.pre_vote;
@@ -160,6 +172,11 @@ impl Node {
             catch_up_entries: config.catch_up_entries,
         };
         tasks.spawn(truncate::run(Arc::clone(&shared), for_truncation, policy));
+        let checks = corruption::Checks {
+            keys_every: config.corrupt_check_time,
+            compactions_every: config.compact_hash_check_time,
+        };
+        corruption::spawn(&mut tasks, &shared, checks);
         Ok(Self {
             shared,
             threads,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use api::Caller;
-use peer::{Answer, Client, Config, Handler, SnapshotBody, Transport};
+use peer::{Answer, Client, Config, Handler, MemberHash, SnapshotBody, Transport};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member as MemberProto},
@@ -260,6 +260,15 @@ impl Handler for NodeHandler {
         request: LeaseTimeToLiveRequest,
     ) -> Answer<'_, Result<LeaseTimeToLiveResponse, Error>> {
         Box::pin(async move { self.backend().time_to_live_here(request).await })
+    }
+
+    fn hash_kv(&self, revision: i64) -> Answer<'_, Result<MemberHash, Error>> {
+        Box::pin(async move {
+            let hash = self.backend().hash_at(revision).await;
+            hash.inspect_err(|error| {
+                warn!("requested-revision" = revision, %error, "failed to get hashKV");
+            })
+        })
     }
 
     fn versions(&self) -> String {
