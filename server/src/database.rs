@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,14 @@ use anyhow::{Context, anyhow, ensure};
 use bolt::{Database, Plan, Planner, Writer};
 use engine::RocksEngine;
 use mvcc::Read;
+use sha2::{Digest, Sha256};
 use state::{Applied, BucketRow, BucketSink, BucketSource};
+
+/// A SHA-256, and what etcd's tools take the length of a file by to see whether there is one.
+const SUM_BYTES: u64 = 32;
+const MIN_PAGE_BYTES: u64 = 512;
+/// Bytes that are read and summed at once.
+const SUM_CHUNK: usize = 1 << 20;
 
 /// Lays a state out, by the lengths of its rows.
 ///
@@ -99,6 +106,7 @@ impl Engines {
     /// A damaged file, one that is not etcd's, and what the disk refuses.
     pub fn import(&self, file: &Path, applied: Option<Applied>) -> anyhow::Result<RocksEngine> {
         let database = open(file)?;
+        verify(&database, file)?;
         let found = applied_in(&database)?;
         if let Some(wanted) = applied {
             ensure!(
@@ -141,6 +149,86 @@ impl BucketSource for Tables<'_> {
 /// As [`Engines::import`].
 pub(crate) fn applied(file: &Path) -> anyhow::Result<Applied> {
     applied_in(&open(file)?)
+}
+
+/// What is in a database that is whole.
+pub(crate) struct Checked {
+    /// The last entry.
+    pub applied: u64,
+    pub buckets: usize,
+    pub rows: u64,
+    /// Whether it has a checksum, or only pages that fit each other.
+    pub summed: bool,
+}
+
+/// Reads all of etcd's database `file`, and changes nothing.
+///
+/// # Errors
+/// What is damaged, or that it cannot be read.
+pub(crate) fn check(file: &Path) -> anyhow::Result<Checked> {
+    let database = open(file)?;
+    let summed = verify(&database, file)?;
+    let buckets = database.buckets()?;
+    let mut rows = 0;
+    for bucket in &buckets {
+        for row in database.rows(bucket)? {
+            row?;
+            rows += 1;
+        }
+    }
+    Ok(Checked {
+        applied: applied_in(&database)?.index,
+        buckets: buckets.len(),
+        rows,
+        summed,
+    })
+}
+
+/// Reads all of the database that `file` holds and compares it with its checksum, when it has one
+/// as etcd's snapshots have: a SHA-256 behind the last page. Without one the pages are checked, and
+/// a value that has changed is not seen. Says whether there is one.
+///
+/// # Errors
+/// What does not fit, and what to do.
+pub(crate) fn verify(database: &Database<File>, path: &Path) -> anyhow::Result<bool> {
+    let damaged = || {
+        format!(
+            "{} is damaged. Check the disk; put the file back from a copy, or remove this member \
+             from the cluster, delete its data directory and add it again",
+            path.display()
+        )
+    };
+    let summed = has_intact_sum(path).with_context(damaged)?;
+    if !summed {
+        database.check().with_context(damaged)?;
+    }
+    Ok(summed)
+}
+
+/// Whether a file ends in a checksum of all before it, by its length. Pages are of 512 bytes at
+/// least.
+fn has_intact_sum(path: &Path) -> anyhow::Result<bool> {
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    if bytes % MIN_PAGE_BYTES != SUM_BYTES {
+        return Ok(false);
+    }
+    let mut sum = Sha256::new();
+    let mut chunk = vec![0; SUM_CHUNK];
+    let mut left = bytes - SUM_BYTES;
+    while left > 0 {
+        let n = left.min(SUM_CHUNK as u64) as usize;
+        file.read_exact(&mut chunk[..n])?;
+        sum.update(&chunk[..n]);
+        left -= n as u64;
+    }
+    let mut wanted = Vec::new();
+    file.read_to_end(&mut wanted)?;
+    ensure!(
+        wanted == sum.finalize()[..],
+        "its bytes are not those that the checksum at its end was made of"
+    );
+    Ok(true)
 }
 
 fn applied_in(database: &Database<File>) -> anyhow::Result<Applied> {

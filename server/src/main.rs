@@ -5,6 +5,7 @@
 //!
 //! Start reading in [`run`], then `node/mod.rs`.
 
+mod check;
 mod coalesce;
 mod database;
 mod export;
@@ -18,6 +19,7 @@ mod security;
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
+use check::Verdict;
 use config::{Command, Config, Guard, Url, is_secure};
 use front::Front;
 use node::{Ended, Node};
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Run(config)) => start(*config),
         Ok(Command::Export { config, output }) => export(&config, &output),
+        Ok(Command::Check { config, json }) => check(&config, json),
         Err(config::Error::Usage(problem)) => {
             eprintln!("{problem}\nSee 'cairn --help' for all flags.");
             ExitCode::from(USAGE)
@@ -98,6 +101,21 @@ fn export(config: &Config, output: &Path) -> ExitCode {
             eprintln!("cairn cannot export: {error:#}");
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// Ends with 0 when all is whole, with 1 when something is damaged, and with 2 when it could not be
+/// looked at.
+fn check(config: &Config, json: bool) -> ExitCode {
+    let report = check::run(config);
+    match json {
+        true => print!("{}", report.to_json()),
+        false => print!("{}", report.to_text()),
+    }
+    match report.verdict() {
+        Verdict::Whole => ExitCode::SUCCESS,
+        Verdict::Damaged => ExitCode::from(FAILED),
+        Verdict::Unchecked => ExitCode::from(USAGE),
     }
 }
 

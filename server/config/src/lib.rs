@@ -55,6 +55,13 @@ pub enum Command {
         /// The data directory to be made.
         output: PathBuf,
     },
+    /// To read all data of a server that does not run, and say whether they are whole.
+    Check {
+        /// Where the data are.
+        config: Box<Config>,
+        /// Whether it is said in JSON.
+        json: bool,
+    },
     /// To say the version.
     Version,
     /// To say what flags there are.
@@ -225,6 +232,9 @@ pub fn parse(
     if args.next_if(|first| first == EXPORT).is_some() {
         return export(args.collect(), env, read_file);
     }
+    if args.next_if(|first| first == CHECK).is_some() {
+        return check(args.collect(), env, read_file);
+    }
     let mut line = sources::command_line(args)?;
     if line.version {
         return Ok(Command::Version);
@@ -275,12 +285,55 @@ fn export(
     }
 }
 
+/// The word that asks for a check.
+const CHECK: &str = "check";
+
+fn check(
+    args: Vec<String>,
+    env: impl Iterator<Item = (String, String)>,
+    read_file: impl FnOnce(&str) -> std::io::Result<String>,
+) -> Result<Command, Error> {
+    let usage = "usage: cairn check --data-dir DIRECTORY [--wal-dir DIRECTORY] [-w simple|json]";
+    let mut rest = Vec::new();
+    let mut form = None;
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let (name, value) = match arg.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (arg.clone(), None),
+        };
+        match name.as_str() {
+            "-w" | "--write-out" => form = value.or_else(|| args.next()).or(Some(String::new())),
+            _ => rest.push(arg),
+        }
+    }
+    let json = match form.as_deref() {
+        None | Some("simple") => false,
+        Some("json") => true,
+        Some(_) => return Err(Error::Usage(usage.to_owned())),
+    };
+    // Nobody means the folder that a server without flags would make.
+    let names_data = |arg: &String| arg.trim_start_matches('-').starts_with("data-dir");
+    let env: Vec<_> = env.collect();
+    let from_env = env.iter().any(|(name, _)| name == "ETCD_DATA_DIR");
+    let asks = |arg: &String| matches!(arg.as_str(), "-h" | "--help" | "--version");
+    if !from_env && !rest.iter().any(|arg| names_data(arg) || asks(arg)) {
+        return Err(Error::Usage(usage.to_owned()));
+    }
+    match parse(rest.into_iter(), env.into_iter(), read_file)? {
+        Command::Run(config) => Ok(Command::Check { config, json }),
+        other => Ok(other),
+    }
+}
+
 /// What `--help` prints.
 pub fn help() -> String {
     let mut text = String::from(
         "Usage:\n\n  cairn [flags]\n    Start a cairn server.\n\n  \
          cairn export --data-dir DIRECTORY [--wal-dir DIRECTORY] NEW-DIRECTORY\n    \
-         Write the data of a server that does not run so that etcd starts on them.\n",
+         Write the data of a server that does not run so that etcd starts on them.\n\n  \
+         cairn check --data-dir DIRECTORY [--wal-dir DIRECTORY] [-w simple|json]\n    \
+         Read all data of a server that does not run, and say whether they are whole.\n",
     );
     let mut section = "";
     for flag in flags::all() {

@@ -44,6 +44,37 @@ fn the_defaults_are_etcds() {
 }
 
 #[test]
+fn a_check_names_what_it_reads() {
+    for args in [
+        &["check", "--data-dir=d", "-w", "json"][..],
+        &["check", "-w=json", "--data-dir", "d"],
+        &["check", "--data-dir", "d", "--write-out=json"],
+    ] {
+        match run(args, &[], "") {
+            Ok(Command::Check { config, json: true }) => {
+                assert_eq!(config.data_dir.to_str(), Some("d"));
+            }
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+    let simple = run(&["check", "--data-dir=d"], &[], "");
+    assert!(matches!(simple, Ok(Command::Check { json: false, .. })));
+    assert_eq!(run(&["check", "-h"], &[], ""), Ok(Command::Help));
+    for args in [
+        &["check"][..],
+        &["check", "--data-dir=d", "-w"],
+        &["check", "--data-dir=d", "-w", "table"],
+        &["check", "--data-dir=d", "--nonsense"],
+    ] {
+        let refused = run(args, &[], "");
+        assert!(
+            matches!(refused, Err(Error::Usage(_))),
+            "{args:?}: {refused:?}"
+        );
+    }
+}
+
+#[test]
 fn checks_of_corruption_are_switched_on_as_in_etcd() {
     let off = config(&["--compact-hash-check-time=5s"]);
     assert_eq!(off.compact_hash_check_time, None);

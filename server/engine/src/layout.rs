@@ -61,6 +61,21 @@ pub enum OpenError {
         /// The database.
         path: PathBuf,
     },
+    /// There is none.
+    Missing {
+        /// The engine's folder.
+        path: PathBuf,
+    },
+    /// Another process has it open.
+    Busy {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A power cut tore what was not synced off a manifest, which a start mends and a look does not.
+    Torn {
+        /// The manifest.
+        path: PathBuf,
+    },
     /// RocksDB refused.
     Engine(EngineError),
 }
@@ -102,6 +117,22 @@ impl fmt::Display for OpenError {
                  later entry, or move the engine's folder away",
                 path.display()
             ),
+            Self::Missing { path } => write!(
+                f,
+                "there is no engine in {}; name the data directory of a cairn",
+                path.display()
+            ),
+            Self::Busy { path } => write!(
+                f,
+                "another process has {} open; end the server that runs on it first",
+                path.display()
+            ),
+            Self::Torn { path } => write!(
+                f,
+                "a power cut tore the end of {}, which is no damage; start cairn on it once, \
+                 which mends it, and end it again",
+                path.display()
+            ),
             Self::Engine(cause) => cause.fmt(f),
         }
     }
@@ -115,7 +146,10 @@ impl std::error::Error for OpenError {
             Self::Damaged { .. }
             | Self::Newer { .. }
             | Self::Foreign { .. }
-            | Self::InUse { .. } => None,
+            | Self::InUse { .. }
+            | Self::Missing { .. }
+            | Self::Busy { .. }
+            | Self::Torn { .. } => None,
         }
     }
 }
@@ -281,6 +315,21 @@ fn in_use(folder: &Path) -> Result<Option<PathBuf>, OpenError> {
     let database = folder.join(name);
     check_format(&database)?;
     Ok(Some(database))
+}
+
+/// The folder of the database in use, which is there already.
+pub(crate) fn existing(folder: &Path) -> Result<PathBuf, OpenError> {
+    in_use(folder)?.ok_or_else(|| OpenError::Missing {
+        path: folder.to_owned(),
+    })
+}
+
+/// Whose engine `folder` holds; `None` when nobody has claimed it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn owner(folder: &Path) -> Result<Option<String>, OpenError> {
+    read_line(&folder.join(OWNER))
 }
 
 /// Whether there is an engine in `folder`.

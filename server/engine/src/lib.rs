@@ -27,5 +27,5 @@ mod layout;
 mod manifest;
 mod rocks;
 
-pub use layout::{FORMAT_VERSION, OpenError, check, claim, exists};
+pub use layout::{FORMAT_VERSION, OpenError, check, claim, exists, owner};
 pub use rocks::{Options, RocksEngine, RocksSnapshot};

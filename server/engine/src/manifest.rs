@@ -31,21 +31,33 @@ const MASK: u32 = 0xa282_ead8;
 /// # Errors
 /// What the disk refuses.
 pub(crate) fn repair(database: &Path) -> io::Result<()> {
-    let Some(manifest) = in_use(database)? else {
-        return Ok(());
-    };
-    let bytes = match fs::read(&manifest) {
-        Ok(bytes) => bytes,
-        // RocksDB names the file that it misses.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let Some(end) = torn_at(&bytes) else {
+    let Some((manifest, end)) = torn_end(database)? else {
         return Ok(());
     };
     let file = OpenOptions::new().write(true).open(&manifest)?;
     file.set_len(end as u64)?;
     file.sync_all()
+}
+
+/// The manifest in use, if its end is torn; nothing is changed.
+///
+/// # Errors
+/// What the disk refuses.
+pub(crate) fn torn(database: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(torn_end(database)?.map(|(manifest, _)| manifest))
+}
+
+fn torn_end(database: &Path) -> io::Result<Option<(PathBuf, usize)>> {
+    let Some(manifest) = in_use(database)? else {
+        return Ok(None);
+    };
+    let bytes = match fs::read(&manifest) {
+        Ok(bytes) => bytes,
+        // RocksDB names the file that it misses.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(torn_at(&bytes).map(|end| (manifest, end)))
 }
 
 /// The manifest that RocksDB will read. There is none before its first start ended.

@@ -1,6 +1,8 @@
 //! The database: options, reads, snapshots, batches, flushes.
 
 use std::{
+    fs::File,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,9 +11,10 @@ use bytes::Bytes;
 use mvcc::{Cursor, Direction, Engine, EngineError, Family, Op, Read, WriteBatch};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily,
-    ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType, DBRawIterator, FlushOptions,
-    ReadOptions, ReadTier, Snapshot, WriteOptions,
+    ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType, DBRawIterator, ErrorKind,
+    FlushOptions, ReadOptions, ReadTier, Snapshot, WriteOptions,
 };
+use rustix::fs::{FlockOperation, fcntl_lock};
 use self_cell::self_cell;
 
 use crate::{
@@ -38,6 +41,14 @@ const FAIRNESS: i32 = 10;
 /// RocksDB's own text logs, which nobody reads in the normal case.
 const INFO_LOGS: usize = 2;
 const INFO_LOG_BYTES: usize = 4 << 20;
+
+/// What RocksDB locks in the folder of a database.
+const LOCK: &str = "LOCK";
+/// What to do about a file that is damaged.
+const REPLACE: &str = "A file of this member's engine is damaged, so the member ends before it says \
+                       anything wrong. Check its disk; remove the member from the cluster, delete \
+                       its data directory and add it again, or restore a snapshot if it is the \
+                       only member";
 
 /// What the caller decides about memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +80,28 @@ struct Database {
 }
 
 /// Where a database lies.
-struct Place(PathBuf);
+enum Place {
+    Served(PathBuf),
+    /// It is only read, under a lock that keeps those out who would write.
+    Read(
+        PathBuf,
+        #[expect(dead_code, reason = "the lock is held by being there")] File,
+    ),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Served(path) | Self::Read(path, _) => path,
+        }
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        layout::discard(&self.0);
+        if let Self::Served(path) = self {
+            layout::discard(path);
+        }
     }
 }
 
@@ -108,7 +136,58 @@ impl RocksEngine {
     /// Whatever the disk refuses. Which of the two the next start finds is then not known.
     pub fn switch(&self) -> Result<(), OpenError> {
         self.flush_all(true)?;
-        layout::switch(&self.database.place.0)
+        layout::switch(self.database.place.path())
+    }
+
+    /// Opens the engine in `folder` to be read, and changes nothing on the disk. Nobody can open it
+    /// to write meanwhile.
+    ///
+    /// # Errors
+    /// As [`RocksEngine::open`]'s; also when a power cut tore the manifest, which the next start
+    /// mends.
+    pub fn open_to_read(folder: &Path, options: &Options) -> Result<Self, OpenError> {
+        let path = layout::existing(folder)?;
+        let lock = path.join(LOCK);
+        let held = File::open(&lock).and_then(|file| {
+            fcntl_lock(&file, FlockOperation::NonBlockingLockShared)?;
+            Ok(file)
+        });
+        let held = held.map_err(|cause| match cause.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied => {
+                OpenError::Busy { path: path.clone() }
+            }
+            _ => layout::failed("lock", &lock)(cause),
+        })?;
+        if let Some(torn) = manifest::torn(&path).map_err(layout::failed("read", &path))? {
+            return Err(OpenError::Torn { path: torn });
+        }
+        let (db, families) = database_options(options, false);
+        let db = DB::open_cf_descriptors_read_only(&db, &path, families, false);
+        let db = db.map_err(unopened(&path))?;
+        let place = Place::Read(path, held);
+        Ok(Self {
+            database: Arc::new(Database { db, place }),
+        })
+    }
+
+    /// Reads every row of the database, and with it every block that holds one, whose checksums
+    /// RocksDB compares. Returns how many rows there are.
+    ///
+    /// # Errors
+    /// The first block that is damaged, with its file.
+    pub fn verify(&self) -> Result<u64, EngineError> {
+        let mut rows = 0;
+        for family in Family::ALL {
+            let mut options = ReadOptions::default();
+            options.fill_cache(false);
+            let all = scan(self.db(), options, family, b"", None, Direction::Ascending);
+            let mut cursor = all?;
+            while cursor.valid() {
+                rows += 1;
+                cursor.next()?;
+            }
+        }
+        Ok(rows)
     }
 
     fn open_database(path: PathBuf, options: &Options) -> Result<Self, OpenError> {
@@ -120,10 +199,8 @@ impl RocksEngine {
             Err(cause) if cause.to_string().contains("irect I/O") => open(&path, options, false),
             opened => opened,
         };
-        let db = db.map_err(|cause| {
-            EngineError::new(format!("open the database {}", path.display()), cause)
-        })?;
-        let place = Place(path);
+        let db = db.map_err(unopened(&path))?;
+        let place = Place::Served(path);
         Ok(Self {
             database: Arc::new(Database { db, place }),
         })
@@ -148,9 +225,22 @@ impl RocksEngine {
 }
 
 fn open(path: &Path, options: &Options, direct: bool) -> Result<DB, rocksdb::Error> {
-    let mut db = rocksdb::Options::default();
+    let (mut db, families) = database_options(options, direct);
     db.create_if_missing(true);
     db.create_missing_column_families(true);
+    DB::open_cf_descriptors(&db, path, families)
+}
+
+fn unopened(path: &Path) -> impl FnOnce(rocksdb::Error) -> EngineError {
+    let action = format!("open the database {}", path.display());
+    move |cause| EngineError::new(action, advised(&cause))
+}
+
+fn database_options(
+    options: &Options,
+    direct: bool,
+) -> (rocksdb::Options, Vec<ColumnFamilyDescriptor>) {
+    let mut db = rocksdb::Options::default();
     db.set_atomic_flush(true);
     db.set_db_write_buffer_size(MEMTABLE_BYTES);
     db.set_max_background_jobs(BACKGROUND_JOBS);
@@ -169,7 +259,7 @@ fn open(path: &Path, options: &Options, direct: bool) -> Result<DB, rocksdb::Err
         rocksdb::DEFAULT_COLUMN_FAMILY_NAME,
         rocksdb::Options::default(),
     ));
-    DB::open_cf_descriptors(&db, path, families)
+    (db, families)
 }
 
 fn family_options(family: Family, cache: &Cache) -> rocksdb::Options {
@@ -205,7 +295,19 @@ fn handle(db: &DB, family: Family) -> Result<&ColumnFamily, EngineError> {
 }
 
 fn failed(what: &'static str, family: Family) -> impl FnOnce(rocksdb::Error) -> EngineError {
-    move |cause| EngineError::new(format!("{what} of family {}", family.name()), cause)
+    move |cause| {
+        let action = format!("{what} of family {}", family.name());
+        EngineError::new(action, advised(&cause))
+    }
+}
+
+/// What RocksDB says, which names the file; and what to do, when the disk gave back something else
+/// than was written.
+fn advised(cause: &rocksdb::Error) -> String {
+    match cause.kind() {
+        ErrorKind::Corruption => format!("{cause}. {REPLACE}"),
+        _ => cause.to_string(),
+    }
 }
 
 fn get(
@@ -426,7 +528,7 @@ impl Engine for RocksEngine {
         // The raft log is the log.
         options.disable_wal(true);
         let written = self.db().write_opt(rows, &options);
-        written.map_err(|cause| EngineError::new("write a batch", cause))
+        written.map_err(|cause| EngineError::new("write a batch", advised(&cause)))
     }
 
     fn flush_all(&self, wait: bool) -> Result<(), EngineError> {
@@ -437,7 +539,7 @@ impl Engine for RocksEngine {
         let mut options = FlushOptions::default();
         options.set_wait(wait);
         let flushed = self.db().flush_cfs_opt(&families?, &options);
-        flushed.map_err(|cause| EngineError::new("flush all families", cause))
+        flushed.map_err(|cause| EngineError::new("flush all families", advised(&cause)))
     }
 
     fn persisted(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {

@@ -71,6 +71,11 @@ impl Counts {
         })
     }
 
+    /// The buckets, in order: the first key of each, and how many keys it holds.
+    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        self.chunks.iter().flat_map(|chunk| &chunk.buckets)
+    }
+
     /// All live keys.
     pub fn total(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.keys).sum()

@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod check;
 mod compaction;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -35,6 +36,7 @@ mod tests;
 mod txn;
 mod write;
 
+pub use check::Checked;
 pub use compaction::{CompactionHash, CompactionProgress};
 pub use engine::{Cursor, Direction, Engine, EngineError, Family, Op, Read, WriteBatch};
 pub use error::Error;

@@ -696,6 +696,7 @@ impl Pair {
         }
         assert_eq!(view.size_in_use(), bytes);
         assert!(view.size() >= bytes);
+        view.check().unwrap();
         self.check_view(&view);
         self.check_history(&view);
     }
@@ -757,6 +758,7 @@ impl Pair {
         self.store.replace(store);
         let view = self.store.view();
         assert_eq!(view.compact_revision(), self.model.compacted);
+        view.check().unwrap();
         self.check_view(&view);
         self.check_history(&view);
     }
@@ -765,6 +767,8 @@ impl Pair {
         self.store = Store::open(self.engine.clone()).unwrap();
         self.model.hashes.clear();
         let view = self.store.view();
+        // Also within a compaction.
+        view.check().unwrap();
         assert_eq!(view.compact_revision(), self.model.compacted);
         self.check_view(&view);
     }

@@ -65,22 +65,28 @@ impl Places {
         }
     }
 
+    /// What is this member's, besides the log if that lies elsewhere.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where the engines are.
     pub fn engines(&self) -> Engines {
         Engines::new(self.engine())
     }
 
-    fn engine(&self) -> PathBuf {
+    /// The folder that they lie in.
+    pub fn engine(&self) -> PathBuf {
         self.folder.join(ENGINE)
     }
 
     /// Where an etcd keeps its database, and a member what comes from others.
-    fn snapshots(&self) -> PathBuf {
+    pub fn snapshots(&self) -> PathBuf {
         self.folder.join(SNAPSHOTS)
     }
 
     /// Where an etcd's database is, if it left one.
-    fn database(&self) -> PathBuf {
+    pub fn database(&self) -> PathBuf {
         self.snapshots().join(DATABASE)
     }
 }
@@ -130,10 +136,7 @@ pub(crate) async fn open(
         founding = Some(new);
     }
     let metadata = recovered.metadata;
-    let owner = format!(
-        "member {:x} of cluster {:x}",
-        metadata.node_id, metadata.cluster_id
-    );
+    let owner = owner(&metadata);
     engine::claim(&places.engine(), &owner).context("could not open the engine")?;
     let engine = Arc::new(newest_state(
         &places,
@@ -223,6 +226,14 @@ pub(crate) async fn open(
         machine,
         boot,
     })
+}
+
+/// Whose an engine is, in the words that lie beside it.
+pub(crate) fn owner(metadata: &Metadata) -> String {
+    format!(
+        "member {:x} of cluster {:x}",
+        metadata.node_id, metadata.cluster_id
+    )
 }
 
 /// The engine with the newest state that lies here: its own, or one made of the database that an

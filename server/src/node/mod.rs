@@ -49,8 +49,9 @@ use crate::security::Secured;
 
 pub(crate) use self::{
     backend::NodeBackend,
-    bootstrap::{NoAnswer, Places, has_data, make_private, sync_folder},
+    bootstrap::{NoAnswer, Places, has_data, make_private, owner, sync_folder},
     shared::Ended,
+    snapshots::received,
 };
 
 /// A running node.

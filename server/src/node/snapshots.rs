@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use peer::{SnapshotBody, snapshot_index};
 use proto::raftpb::{self, Message};
+use sha2::{Digest, Sha256};
 use state::Published;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -298,9 +299,12 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<S
         let part = path.with_extension(format!("db{PART}"));
         let mut file = File::create(&part)?;
         let mut bytes = 0;
+        let mut sum = Sha256::new();
         while let Some(piece) = receiver.blocking_recv() {
             if piece.is_empty() {
-                // Behind the last one: without it the body broke off.
+                // Behind the last one: without it the body broke off. The file may lie here for a
+                // while, and bbolt has no checksums of rows.
+                file.write_all(&sum.finalize())?;
                 let began = Instant::now();
                 file.sync_all()?;
                 let sync = began.elapsed();
@@ -309,6 +313,7 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<S
                 return Ok(Saved { bytes, sync });
             }
             bytes += piece.len() as u64;
+            sum.update(&piece);
             file.write_all(&piece)?;
         }
         fs::remove_file(&part)?;

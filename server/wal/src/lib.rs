@@ -30,5 +30,5 @@ pub use log::{
 };
 pub use mem::{MemFile, MemVfs};
 pub use reader::Reader;
-pub use recover::{Recovered, Repair, TAIL_BYTES};
+pub use recover::{Recovered, Repair, TAIL_BYTES, Verified};
 pub use vfs::{OsFile, OsVfs, Vfs, VfsFile};

@@ -254,6 +254,10 @@ impl Vfs for MemVfs {
         Ok(self.file(node))
     }
 
+    fn open_to_read(&self, path: &Path) -> io::Result<MemFile> {
+        self.open(path)
+    }
+
     fn open(&self, path: &Path) -> io::Result<MemFile> {
         Ok(self.file(self.find(path)?))
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -59,6 +60,25 @@ pub struct Repair {
     pub copy: PathBuf,
 }
 
+/// What a log holds that was read and not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Whose log it is.
+    pub metadata: Metadata,
+    /// How many segments there are.
+    pub segments: usize,
+    /// Bytes of their records.
+    pub bytes: u64,
+    /// Where the log begins: the newest snapshot record that the caller's state covers.
+    pub start: SnapshotMark,
+    /// The last entry that is known to be committed.
+    pub commit: u64,
+    /// The last entry.
+    pub last: u64,
+    /// The segment whose end a power cut tore, and where it did.
+    pub torn: Option<(PathBuf, u64)>,
+}
+
 impl<V: Vfs> Wal<V> {
     /// Opens the log in `dir` for appending, for a state that is durable up to `at_most`. It is read
     /// from the newest snapshot record on that is not above `at_most` and is committed: those above
@@ -78,22 +98,9 @@ impl<V: Vfs> Wal<V> {
         at_most: u64,
         options: Options,
     ) -> Result<(Self, Recovered), Error> {
-        let files = open_files(&*vfs, dir)?;
+        let files = open_files(dir, names(&*vfs, dir)?, |path| vfs.open(path))?;
         let mut scan = Scan::new(dir, at_most);
-        let mut closed = VecDeque::with_capacity(files.len());
-        let mut begin = 0;
-        let newest = files.len().saturating_sub(1);
-        for (position, (name, path, file)) in files.into_iter().enumerate() {
-            let segment = Arc::new(Segment {
-                name,
-                path,
-                file,
-                begin,
-            });
-            scan.segment(&segment, position == newest)?;
-            begin += scan.offset;
-            closed.push_back(segment);
-        }
+        let mut closed = scan.all(files)?;
         let (metadata, found) = scan.finish()?;
         let Some(segment) = closed.pop_back() else {
             return Err(Error::NotFound(dir.to_owned()));
@@ -146,6 +153,30 @@ impl<V: Vfs> Wal<V> {
             appended: 0,
         };
         Ok((wal, recovered))
+    }
+
+    /// Reads the log in `dir` as [`Wal::open`] does, and changes nothing. What a power cut tore is
+    /// no damage: the next start cuts it away.
+    ///
+    /// # Errors
+    /// As [`Wal::open`]'s; also when another process has the log open.
+    pub fn verify(vfs: &V, dir: &Path, at_most: u64) -> Result<Verified, Error> {
+        let files = open_files(dir, names(vfs, dir)?, |path| vfs.open_to_read(path))?;
+        let mut scan = Scan::new(dir, at_most);
+        let segments = scan.all(files)?;
+        let (metadata, found) = scan.finish()?;
+        let newest = segments.back();
+        Ok(Verified {
+            metadata,
+            segments: segments.len(),
+            bytes: newest.map_or(0, |newest| newest.begin) + scan.offset,
+            start: found.mark,
+            commit: scan.hard_state.commit.unwrap_or_default(),
+            last: scan.index.last(),
+            torn: newest
+                .filter(|_| scan.torn)
+                .map(|newest| (newest.path.clone(), scan.offset)),
+        })
     }
 
     /// Whose log is in `dir`, from the head of its oldest segment; it must not be open.
@@ -207,13 +238,17 @@ fn names<V: Vfs>(vfs: &V, dir: &Path) -> Result<Vec<Name>, Error> {
 
 type Files<F> = Vec<(Name, PathBuf, F)>;
 
-fn open_files<V: Vfs>(vfs: &V, dir: &Path) -> Result<Files<V::File>, Error> {
+fn open_files<F>(
+    dir: &Path,
+    names: Vec<Name>,
+    open: impl Fn(&Path) -> io::Result<F>,
+) -> Result<Files<F>, Error> {
     let open = |name: Name| {
         let path = name.path(dir);
-        let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+        let file = open(&path).map_err(Error::io("open", &path))?;
         Ok((name, path, file))
     };
-    names(vfs, dir)?.into_iter().map(open).collect()
+    names.into_iter().map(open).collect()
 }
 
 /// Keeps a copy of a torn segment beside it, as etcd does, before its end is cut away.
@@ -301,6 +336,25 @@ impl<F: VfsFile> Scan<F> {
             offset: 0,
             torn: false,
         }
+    }
+
+    /// Reads all segments, the oldest first.
+    fn all(&mut self, files: Files<F>) -> Result<VecDeque<Arc<Segment<F>>>, Error> {
+        let newest = files.len().saturating_sub(1);
+        let mut segments = VecDeque::with_capacity(files.len());
+        let mut begin = 0;
+        for (position, (name, path, file)) in files.into_iter().enumerate() {
+            let segment = Arc::new(Segment {
+                name,
+                path,
+                file,
+                begin,
+            });
+            self.segment(&segment, position == newest)?;
+            begin += self.offset;
+            segments.push_back(segment);
+        }
+        Ok(segments)
     }
 
     fn segment(&mut self, segment: &Arc<Segment<F>>, newest: bool) -> Result<(), Error> {

@@ -22,6 +22,8 @@ pub trait Vfs: Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<Self::File>;
     /// Opens an existing file for reading and writing, and locks it against other processes.
     fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// Opens an existing file to be read only, and locks it against processes that write.
+    fn open_to_read(&self, path: &Path) -> io::Result<Self::File>;
     /// Renames a file or directory; an existing file at `to` is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -72,7 +74,12 @@ impl OsVfs {
     }
 
     fn lock(&self, file: File) -> io::Result<OsFile> {
-        match file.try_lock() {
+        let locked = file.try_lock();
+        self.locked(file, locked)
+    }
+
+    fn locked(&self, file: File, locked: Result<(), fs::TryLockError>) -> io::Result<OsFile> {
+        match locked {
             Ok(()) => Ok(OsFile {
                 file,
                 no_sync: self.no_sync,
@@ -102,6 +109,12 @@ impl Vfs for OsVfs {
 
     fn open(&self, path: &Path) -> io::Result<OsFile> {
         self.lock(OpenOptions::new().read(true).write(true).open(path)?)
+    }
+
+    fn open_to_read(&self, path: &Path) -> io::Result<OsFile> {
+        let file = File::open(path)?;
+        let locked = file.try_lock_shared();
+        self.locked(file, locked)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
