@@ -5,6 +5,7 @@
 //! name and the revision of the store at that time, and apply decides by them alone.
 
 mod check;
+mod order;
 mod permissions;
 mod requests;
 mod tokens;

@@ -23,7 +23,7 @@ use proto::{
 
 use super::{
     Auth, AuthReply, ENABLED, OFF, ON, REVISION, ROOT, RowChange, has_no_password, has_root_role,
-    permissions,
+    order, permissions,
 };
 use crate::error::Error;
 
@@ -355,7 +355,7 @@ impl Apply<'_> {
             }
             _ => {
                 granted.push(permission.clone());
-                granted.sort_by(|a, b| a.key.cmp(&b.key));
+                order::sort(granted);
             }
         }
         self.put_role(role);
