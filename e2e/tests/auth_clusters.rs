@@ -134,7 +134,6 @@ fn etcdctl_says_the_same_of_users_and_roles() {
         &["member", "list", ANN],
         &["member", "remove", "1", ANN],
         &["endpoint", "hashkv", ANN],
-        &["defrag", ANN],
         &["alarm", "list", ANN],
         &["alarm", "disarm", ANN],
         &["move-leader", "1", ANN],
@@ -373,6 +372,7 @@ fn users_move_with_the_data_from_etcd_to_cairn_and_back() {
     let on_cairn = check(&cairn, "cairn");
     assert_eq!(on_cairn.0, "cairn\nr\n");
     // A restart, and one more user whose password Cairn hashed.
+    cairn.kill();
     cairn.restart();
     let add = ["user", "add", "bob", "--new-user-password=bob", ROOT];
     ok(etcdctl(&cairn).run(&add));

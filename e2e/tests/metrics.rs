@@ -35,10 +35,6 @@ const MISSING: &[(&str, &str)] = &[
         "of the v2 store, which is gone; always 0 in etcd",
     ),
     (
-        "etcd_debugging_auth_revision",
-        "users and roles are not there yet",
-    ),
-    (
         "etcd_debugging_disk_backend_commit_",
         "phases of a commit of bbolt",
     ),

@@ -230,9 +230,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
         caller: &Caller,
         id: u64,
     ) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
-    /// All members, from local state unless `linearizable`.
+    /// All members, from local state unless `linearizable`, for whoever is a user.
     fn member_list(
         &self,
+        caller: &Caller,
         linearizable: bool,
     ) -> impl Future<Output = Result<Vec<Member>, Error>> + Send;
 

@@ -65,7 +65,9 @@ impl<B: Backend> Cluster for ClusterService<B> {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
-        let members = self.0.member_list(request.into_inner().linearizable).await;
+        let caller = Caller::of(&self.0, &request);
+        let linearizable = request.into_inner().linearizable;
+        let members = self.0.member_list(&caller, linearizable).await;
         Ok(Response::new(MemberListResponse {
             header: status::header(&self.0),
             members: members.map_err(status::of)?,

@@ -637,10 +637,11 @@ impl Backend for NodeBackend {
         membership::promote(&self.shared, id, caller.token()).await
     }
 
-    async fn member_list(&self, linearizable: bool) -> Result<Vec<Member>, Error> {
+    async fn member_list(&self, caller: &Caller, linearizable: bool) -> Result<Vec<Member>, Error> {
         if linearizable {
             self.wait_linearizable().await?;
         }
+        self.known_user(caller).await?;
         Ok(self.published().members.to_proto())
     }
 

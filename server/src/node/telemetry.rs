@@ -373,6 +373,11 @@ fn store(shared: &Shared, published: &Published<Snapshot>, text: &mut Text) {
             view.size_in_use() as f64,
         ),
         (
+            "etcd_debugging_auth_revision",
+            "The current revision of auth store.",
+            published.auth.revision() as f64,
+        ),
+        (
             "etcd_debugging_mvcc_keys_total",
             "Total number of keys.",
             view.key_count() as f64,

@@ -9,6 +9,7 @@ mod order;
 mod permissions;
 mod requests;
 mod tokens;
+mod tree;
 
 use std::collections::{BTreeMap, HashMap};
 

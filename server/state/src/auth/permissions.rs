@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use proto::authpb::{Permission, permission::Type};
 
+use super::tree::Tree;
+
 /// The range end that stands for "to the last key".
 const OPEN: &[u8] = b"\0";
 
@@ -31,10 +33,10 @@ impl Grants {
                 continue;
             };
             if kind != Type::Write {
-                grants.read.0.push(range.clone());
+                grants.read.given.push(range.clone());
             }
             if kind != Type::Read {
-                grants.write.0.push(range);
+                grants.write.given.push(range);
             }
         }
         grants.read.merge();
@@ -62,19 +64,25 @@ pub(crate) fn is_valid(key: &[u8], range_end: &[u8]) -> bool {
     !key.is_empty() && (range_end.is_empty() || key < range_end || range_end == OPEN)
 }
 
-/// Ranges in order; `None` as the end is behind all keys.
+/// A range of keys; with `None` as its end it has no end.
+type Range = (Bytes, Option<Bytes>);
+
+/// Ranges as they were granted, and the same in order and joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Ranges(Vec<(Bytes, Option<Bytes>)>);
+struct Ranges {
+    given: Vec<Range>,
+    joined: Vec<Range>,
+}
 
 /// Where a request's range ends. An open end is the greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum End<'a> {
+pub(super) enum End<'a> {
     Before(&'a [u8]),
     Open,
 }
 
 impl<'a> End<'a> {
-    fn of(end: Option<&'a Bytes>) -> Self {
+    pub fn of(end: Option<&'a Bytes>) -> Self {
         end.map_or(Self::Open, |end| Self::Before(end))
     }
 }
@@ -83,33 +91,33 @@ impl Ranges {
     /// Sorts the ranges and joins those that touch: permissions side by side permit a range over
     /// both.
     fn merge(&mut self) {
-        self.0.sort();
-        let mut merged: Vec<(Bytes, Option<Bytes>)> = Vec::with_capacity(self.0.len());
-        for (begin, end) in self.0.drain(..) {
-            match merged.last_mut() {
+        let mut given = self.given.clone();
+        given.sort();
+        for (begin, end) in given {
+            match self.joined.last_mut() {
                 Some(last) if End::of(last.1.as_ref()) >= End::Before(&begin) => {
                     if End::of(end.as_ref()) > End::of(last.1.as_ref()) {
                         last.1 = end;
                     }
                 }
-                _ => merged.push((begin, end)),
+                _ => self.joined.push((begin, end)),
             }
         }
-        self.0 = merged;
     }
 
-    /// A range that ends before it begins is permitted to who may have its first key.
     fn contain(&self, key: &[u8], end: End<'_>) -> bool {
         // etcd takes an empty bound as the greatest one, so no range holds the empty key.
         if key.is_empty() {
             return false;
         }
-        let behind = self.0.partition_point(|(begin, _)| begin <= key);
-        let Some((_, last)) = behind.checked_sub(1).and_then(|at| self.0.get(at)) else {
+        let behind = self.joined.partition_point(|(begin, _)| begin <= key);
+        let Some((_, last)) = behind.checked_sub(1).and_then(|at| self.joined.get(at)) else {
             return false;
         };
         let last = End::of(last.as_ref());
-        End::Before(key) < last && end <= last
+        let holds = End::Before(key) < last && end <= last;
+        // Nobody asks for such a range but by mistake, so the tree is made for each.
+        holds && (end > End::Before(key) || Tree::of(&self.given).finds(key, end))
     }
 }
 
