@@ -187,7 +187,8 @@ fn write_whole(path: &Path, folder: &Path, content: &str) -> Result<(), OpenErro
 }
 
 fn read_line(path: &Path) -> Result<Option<String>, OpenError> {
-    match fs::read_to_string(path) {
+    // What is no text is none of ours: told apart by whoever knows what should be there.
+    match fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
         Ok(text) => Ok(Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(failed("read", path)(cause)),
@@ -427,6 +428,21 @@ mod tests {
             assert!(error.contains(says), "{error}");
             let kept = fs::read_to_string(folder.path().join(file)).unwrap();
             assert_eq!(kept, content, "the refused file was changed");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_with_the_same_advice() {
+        let folder = tempfile::tempdir().unwrap();
+        super::database(folder.path()).unwrap();
+        for file in ["0000000000000000/CAIRN_FORMAT", "CURRENT"] {
+            let path = folder.path().join(file);
+            let before = fs::read(&path).unwrap();
+            fs::write(&path, b"\xb0\n").unwrap();
+            let error = super::database(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("restore the data directory"), "{error}");
+            assert!(error.contains(file), "{error}");
+            fs::write(&path, before).unwrap();
         }
     }
 

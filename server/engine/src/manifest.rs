@@ -62,8 +62,9 @@ fn torn_end(database: &Path) -> io::Result<Option<(PathBuf, usize)>> {
 
 /// The manifest that RocksDB will read. There is none before its first start ended.
 fn in_use(database: &Path) -> io::Result<Option<PathBuf>> {
-    let name = match fs::read_to_string(database.join("CURRENT")) {
-        Ok(name) => name,
+    // What is no text names no manifest, and RocksDB says so.
+    let name = match fs::read(database.join("CURRENT")) {
+        Ok(name) => String::from_utf8_lossy(&name).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };

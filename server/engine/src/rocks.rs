@@ -304,9 +304,11 @@ fn failed(what: &'static str, family: Family) -> impl FnOnce(rocksdb::Error) -> 
 /// What RocksDB says, which names the file; and what to do, when the disk gave back something else
 /// than was written.
 fn advised(cause: &rocksdb::Error) -> String {
-    match cause.kind() {
-        ErrorKind::Corruption => format!("{cause}. {REPLACE}"),
-        _ => cause.to_string(),
+    let said = cause.to_string();
+    // A file that is missing was lost, or the name of it is damaged where it stands.
+    match cause.kind() == ErrorKind::Corruption || said.contains("No such file") {
+        true => format!("{said}. {REPLACE}"),
+        false => said,
     }
 }
 
