@@ -127,6 +127,8 @@ pub struct Config {
     pub catch_up_entries: u64,
     /// Length of a segment of the log, in bytes; how much of it is kept follows from this.
     pub wal_segment_bytes: u64,
+    /// etcd's feature gates as they are set: name, stage, whether it is open.
+    pub feature_gates: Vec<(&'static str, &'static str, bool)>,
     /// Whether keys are compared with the other members' before anybody is served.
     pub initial_corrupt_check: bool,
     /// Time between two comparisons of all members' keys; zero for none.
@@ -496,6 +498,7 @@ impl Config {
             max_learners: v.number("max-learners")?,
             catch_up_entries: v.number("snapshot-catchup-entries")?,
             wal_segment_bytes: segment_bytes(v.number("cairn-wal-segment-bytes")?)?,
+            feature_gates: values::all_gates(&v.text(GATES)),
             initial_corrupt_check: v.gate(values::INITIAL_CORRUPT_CHECK),
             corrupt_check_time: v.duration("corrupt-check-time"),
             compact_hash_check_time: v

@@ -89,6 +89,8 @@ fn has_port(url: &str) -> bool {
 /// Gates that set all others of a stage that are not set by themselves.
 const ALL_ALPHA: &str = "AllAlpha";
 const ALL_BETA: &str = "AllBeta";
+const ALPHA: &str = "ALPHA";
+const BETA: &str = "BETA";
 /// Members compare their keys with others' before they serve.
 pub(crate) const INITIAL_CORRUPT_CHECK: &str = "InitialCorruptCheck";
 /// The leader compares what members keep of compactions.
@@ -139,6 +141,18 @@ pub(crate) fn is_open(gates: &str, gate: &Gate) -> bool {
         }
     }
     own.or(of_stage).unwrap_or(gate.is_beta)
+}
+
+/// All gates, those that stand for many among them: name, stage, whether it is open.
+pub(crate) fn all_gates(gates: &str) -> Vec<(&'static str, &'static str, bool)> {
+    let many = [ALL_ALPHA, ALL_BETA].map(|name| gate(name, false, true));
+    let many = many.iter().zip([ALPHA, BETA]);
+    let many = many.map(|(gate, stage)| (gate.name, stage, is_open(gates, gate)));
+    let each = GATES.iter().map(|gate| {
+        let stage = if gate.is_beta { BETA } else { ALPHA };
+        (gate.name, stage, is_open(gates, gate))
+    });
+    many.chain(each).collect()
 }
 
 /// Whether a gate is open when nobody says anything.
@@ -228,6 +242,17 @@ mod tests {
             let gate = GATES.iter().find(|gate| gate.name == name).unwrap();
             assert_eq!(is_open(gates, gate), expected, "{gates} {name}");
         };
+        let all = all_gates("AllAlpha=true,InitialCorruptCheck=false");
+        assert_eq!(all.len(), GATES.len() + 2);
+        for expected in [
+            ("AllAlpha", "ALPHA", true),
+            ("AllBeta", "BETA", false),
+            ("InitialCorruptCheck", "ALPHA", false),
+            ("PriorityRequest", "ALPHA", true),
+            ("FastLeaseKeepAlive", "BETA", true),
+        ] {
+            assert!(all.contains(&expected), "{expected:?}");
+        }
         check("", "InitialCorruptCheck", false);
         check("", "FastLeaseKeepAlive", true);
         check("InitialCorruptCheck=true", "InitialCorruptCheck", true);

@@ -90,6 +90,7 @@ impl Node {
             max_concurrent_streams: config.max_concurrent_streams,
             quota_bytes: config.quota_bytes,
             strict_reconfig: config.strict_reconfig,
+            feature_gates: config.feature_gates.clone(),
         };
         if had_data && config.initial_corrupt_check {
             let local = corruption::Local {

@@ -602,6 +602,13 @@ fn names(shared: &Shared, published: &Published<Snapshot>, text: &mut Text) {
             format!("cluster_version=\"{}\"", version.short()),
         );
     }
+    let name = "etcd_server_feature_enabled";
+    let help = "Whether or not a feature is enabled. 1 is enabled, 0 is not.";
+    text.family(name, "gauge", help);
+    for (gate, stage, open) in &shared.settings.feature_gates {
+        let labels = format!("name=\"{gate}\",stage=\"{stage}\"");
+        text.value(name, &labels, f64::from(u8::from(*open)));
+    }
     let alarms = published.alarms.of(AlarmType::None);
     if alarms.is_empty() {
         return;
