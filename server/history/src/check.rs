@@ -1,7 +1,7 @@
 //! The check that revisions guide: each answer against the state at its revision, and all of them
 //! against the clock.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use crate::{
     History, Operation, Outcome, Refusal, Request, Response, ResponseKind, TxnOp, Violation,
@@ -311,7 +311,7 @@ impl Checker<'_> {
 
     /// A member that has shown a state shows no older one afterwards.
     fn members(&self) -> Result<(), Violation> {
-        let mut by_member: HashMap<u64, Vec<&Operation>> = HashMap::new();
+        let mut by_member: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
         for operation in &self.history.operations {
             by_member
                 .entry(operation.member)

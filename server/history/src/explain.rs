@@ -33,11 +33,10 @@ pub(crate) fn explain(
     let holes = (log.base() + 1..=log.last()).filter(|revision| !claims.contains_key(revision));
     for revision in holes {
         if !matching.explain(revision, &mut HashSet::new()) {
+            // Of a lease that ended early, this is what is wrong.
+            matching.check_expiry(revision)?;
             return Err(blame(history, log, revision));
         }
-    }
-    for revision in &matching.expired {
-        matching.check_expiry(*revision)?;
     }
     summary.unknown_done = matching.done.len();
     summary.expired = matching.expired.len();
@@ -150,7 +149,7 @@ impl Matching<'_> {
                 return true;
             }
         }
-        let expires = self.ended_lease(revision).is_some();
+        let expires = self.ended_lease(revision).is_some() && self.check_expiry(revision).is_ok();
         if expires {
             self.expired.insert(revision);
         }
