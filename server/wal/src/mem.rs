@@ -63,21 +63,27 @@ struct Tree {
     dirs: BTreeSet<PathBuf>,
 }
 
-/// Changing calls still allowed; `u64::MAX` means no limit.
-struct Budget(AtomicU64);
+/// What is left, in changing calls and in bytes that files may grow by; `u64::MAX` means no limit.
+struct Budget {
+    calls: AtomicU64,
+    room: AtomicU64,
+}
 
 impl Budget {
     fn spend(&self) -> io::Result<()> {
-        let spent = self
-            .0
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
-                0 => None,
-                u64::MAX => Some(u64::MAX),
-                n => Some(n - 1),
-            });
-        spent
-            .map(drop)
-            .map_err(|_| io::Error::other("the disk is gone"))
+        Self::take(&self.calls, 1).map_err(|()| io::Error::other("the disk is gone"))
+    }
+
+    fn grow(&self, bytes: u64) -> io::Result<()> {
+        Self::take(&self.room, bytes).map_err(|()| io::ErrorKind::StorageFull.into())
+    }
+
+    fn take(from: &AtomicU64, much: u64) -> Result<(), ()> {
+        let taken = from.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| match left {
+            u64::MAX => Some(u64::MAX),
+            left => left.checked_sub(much),
+        });
+        taken.map(drop).map_err(drop)
     }
 }
 
@@ -92,7 +98,10 @@ impl Default for MemVfs {
     fn default() -> Self {
         Self {
             tree: Arc::default(),
-            budget: Arc::new(Budget(AtomicU64::new(u64::MAX))),
+            budget: Arc::new(Budget {
+                calls: AtomicU64::new(u64::MAX),
+                room: AtomicU64::new(u64::MAX),
+            }),
         }
     }
 }
@@ -159,7 +168,12 @@ impl MemVfs {
 
     /// After `calls` further changing calls (create, write, sync, rename, remove) every one fails.
     pub fn fail_after(&self, calls: u64) {
-        self.budget.0.store(calls, Ordering::SeqCst);
+        self.budget.calls.store(calls, Ordering::SeqCst);
+    }
+
+    /// Files may grow by `bytes` in all from now on; then the disk is full. `u64::MAX` is no limit.
+    pub fn fill_after(&self, bytes: u64) {
+        self.budget.room.store(bytes, Ordering::SeqCst);
     }
 
     /// The file system after a power cut now. `self` is the lost world: files open in it go on
@@ -357,6 +371,7 @@ impl VfsFile for MemFile {
         let mut content = self.node.0.lock();
         let end = offset as usize + data.len();
         if content.data.len() < end {
+            self.budget.grow((end - content.data.len()) as u64)?;
             content.resize(end);
         }
         content.data[offset as usize..end].copy_from_slice(data);
@@ -393,6 +408,7 @@ impl VfsFile for MemFile {
         self.budget.spend()?;
         let mut content = self.node.0.lock();
         let old = content.data.len() as u64;
+        self.budget.grow(len.saturating_sub(old))?;
         content.resize(len as usize);
         // What a cut-off part held before must not come back when the file grows again.
         let (from, to) = (old.min(len), old.max(len));
@@ -448,6 +464,20 @@ mod tests {
             .filter(|seed| read(&vfs.crash(*seed), "/d/a").is_some())
             .count();
         assert!(kept > 20 && kept < 80, "{kept}");
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_needs_no_room() {
+        let vfs = MemVfs::new();
+        let file = vfs.create(Path::new("/a")).unwrap();
+        vfs.fill_after(4);
+        file.write_at(b"abcd", 0).unwrap();
+        file.write_at(b"xy", 1).unwrap();
+        let full = file.write_at(b"z", 4).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        vfs.fill_after(u64::MAX);
+        file.set_len(9).unwrap();
+        assert_eq!(read(&vfs, "/a").unwrap(), b"axyd\0\0\0\0\0");
     }
 
     #[test]

@@ -87,8 +87,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn is_full(&self) -> bool {
-        self.bytes >= STREAM_BYTES
+    fn is_full(&self, limit: usize) -> bool {
+        self.bytes >= limit
     }
 
     fn push(&mut self, response: WatchResponse) {
@@ -128,6 +128,8 @@ pub struct Hub {
     revision: i64,
     /// A response of a watcher that asked for fragments is cut to about this many bytes.
     fragment_bytes: usize,
+    /// Bytes of events that may wait in a stream.
+    stream_bytes: usize,
     streams: FxHashMap<StreamId, Stream>,
     watchers: FxHashMap<WatcherKey, Watcher>,
     /// Synced watchers.
@@ -144,6 +146,7 @@ impl Hub {
         Self {
             revision,
             fragment_bytes,
+            stream_bytes: STREAM_BYTES,
             streams: FxHashMap::default(),
             watchers: FxHashMap::default(),
             index: Index::default(),
@@ -151,6 +154,12 @@ impl Hub {
             next_key: 0,
             events: 0,
         }
+    }
+
+    /// From now on so many bytes of events wait in a stream, before its watchers read history. For
+    /// the simulator, whose events are few.
+    pub fn limit_streams(&mut self, bytes: usize) {
+        self.stream_bytes = bytes;
     }
 
     /// Opens a stream.
@@ -371,7 +380,8 @@ impl Hub {
                 continue;
             }
             let stream = watcher.stream;
-            if self.streams.get(&stream).is_none_or(Stream::is_full) {
+            let limit = self.stream_bytes;
+            if self.streams.get(&stream).is_none_or(|one| one.is_full(limit)) {
                 self.fall_behind(key, first);
             } else {
                 self.deliver(key, batch, self.revision);
@@ -482,7 +492,7 @@ impl Hub {
     fn has_room(&self, key: WatcherKey) -> bool {
         let stream = self.watchers.get(&key).map(|watcher| watcher.stream);
         let stream = stream.and_then(|stream| self.streams.get(&stream));
-        stream.is_some_and(|stream| !stream.is_full())
+        stream.is_some_and(|stream| !stream.is_full(self.stream_bytes))
     }
 
     /// The watcher furthest behind that has room.
