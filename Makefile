@@ -78,6 +78,13 @@ bench: build ## Measure Cairn beside real etcd, in turns, in one run (about ten 
 	@mkdir -p e2e/bench/results
 	$(CARGO_TARGET_DIR)/release/bench $(BENCH)
 
+# Worlds of the simulator; SEED=n is one of them again.
+SEEDS ?= 1000
+.PHONY: sim
+sim: ## Live through SEEDS=1000 simulated worlds of a minute each, or through SEED=n again.
+	cargo build --locked --release --workspace --all-features --bin sim
+	$(CARGO_TARGET_DIR)/release/sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
 .PHONY: bench-foreign
 bench-foreign: build ## The same with the load generator of etcd's own project, as a cross-check (about three minutes).
 	@mkdir -p e2e/bench/results

@@ -1,0 +1,191 @@
+//! What must hold after each step, whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use consensus::{Role, Status};
+use history::Event;
+use mvcc::RevisionEvents;
+use prost::Message as _;
+use proto::raftpb::Entry;
+
+use crate::{
+    convert,
+    node::{Applied, COMPARE_EVERY, Node},
+};
+
+/// How far a member was in this life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    life: u64,
+    term: u64,
+    commit: u64,
+    applied: u64,
+}
+
+/// What all members have shown so far.
+#[derive(Default)]
+pub(crate) struct Checks {
+    /// Who led in a term.
+    pub leaders: BTreeMap<u64, u64>,
+    /// The entries that were applied: term and checksum by index.
+    pub entries: BTreeMap<u64, (u64, u32)>,
+    /// The highest commit index of anybody.
+    commit: u64,
+    marks: BTreeMap<u64, Mark>,
+    /// The state of whoever applied an entry at which members are compared.
+    states: BTreeMap<u64, String>,
+    /// All events, by their revisions.
+    truth: BTreeMap<i64, Vec<Event>>,
+}
+
+impl Checks {
+    /// The last entry that anybody applied.
+    pub fn applied(&self) -> u64 {
+        self.entries.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// The last revision.
+    pub fn revision(&self) -> i64 {
+        self.truth.last_key_value().map_or(1, |(of, _)| *of)
+    }
+
+    /// All events in order.
+    pub fn log(&self) -> Vec<Event> {
+        self.truth.values().flatten().cloned().collect()
+    }
+
+    /// After each step of a member. `durable` says how far the logs of members reach that are down.
+    pub fn step(
+        &mut self,
+        node: &Node,
+        status: &Status,
+        others: &BTreeMap<u64, u64>,
+        ups: &[&Node],
+    ) {
+        let id = node.id;
+        let now = Mark {
+            life: node.life,
+            term: status.term,
+            commit: status.commit,
+            applied: node.machine.published().applied.index,
+        };
+        let before = self.marks.insert(id, now).unwrap_or_default();
+        if before.life == now.life {
+            assert!(
+                now.term >= before.term && now.commit >= before.commit,
+                "member {id} went back from {before:?} to {now:?}"
+            );
+            assert!(
+                now.applied >= before.applied,
+                "member {id} went back from {before:?} to {now:?}"
+            );
+        }
+        assert!(
+            status.applied <= now.applied.max(status.commit) && status.commit <= status.last_index,
+            "member {id}: {status:?}"
+        );
+        if status.role == Role::Leader {
+            self.leader(node, status, &before, &now);
+            if status.commit > self.commit {
+                on_quorum(node, status, others, ups);
+            }
+        }
+        self.commit = self.commit.max(status.commit);
+    }
+
+    /// A term has one leader, and that has all that is committed.
+    fn leader(&mut self, node: &Node, status: &Status, before: &Mark, now: &Mark) {
+        let id = node.id;
+        let leader = *self.leaders.entry(now.term).or_insert(id);
+        assert_eq!(leader, id, "two leaders in term {}", now.term);
+        if before.term == now.term && before.life == now.life {
+            return;
+        }
+        assert!(
+            status.last_index >= self.commit || status.term < self.newest_term(),
+            "member {id} leads term {} up to {}, and {} is committed",
+            now.term,
+            status.last_index,
+            self.commit
+        );
+    }
+
+    fn newest_term(&self) -> u64 {
+        self.leaders.last_key_value().map_or(0, |(term, _)| *term)
+    }
+
+    /// After each batch of entries.
+    pub fn applied_batch(&mut self, node: &Node, applied: &Applied) {
+        for entry in &applied.entries {
+            self.entry(node.id, entry);
+        }
+        for events in &applied.events {
+            self.events(node.id, events);
+        }
+        let index = node.machine.published().applied.index;
+        if index > 0 && index.is_multiple_of(COMPARE_EVERY) {
+            self.compare(node, index);
+        }
+    }
+
+    /// At an index all members apply the same entry.
+    fn entry(&mut self, id: u64, entry: &Entry) {
+        let own = (entry.term(), crc32c::crc32c(&entry.encode_to_vec()));
+        let before = *self.entries.entry(entry.index()).or_insert(own);
+        let index = entry.index();
+        assert_eq!(before, own, "member {id} applied another entry {index}");
+    }
+
+    /// At a revision all members see the same events.
+    fn events(&mut self, id: u64, events: &RevisionEvents) {
+        let own: Vec<Event> = events.events.iter().map(convert::of_event).collect();
+        let revision = events.revision;
+        let before = self.truth.entry(revision).or_insert_with(|| own.clone());
+        assert_eq!(*before, own, "member {id} at revision {revision}");
+    }
+
+    /// At an entry all members have the same state.
+    pub fn compare(&mut self, node: &Node, index: u64) {
+        let published = node.machine.published();
+        let view = &published.view;
+        let hash = view.hash_kv(view.revision()).unwrap().hash;
+        let leases = node.with_leases(|leases| leases.ids().into_iter().collect::<BTreeSet<i64>>());
+        let own = format!(
+            "hash {hash}, revision {}, compacted {}, keys {}, leases {leases:?}, members {:?}",
+            view.revision(),
+            view.compact_revision(),
+            view.key_count(),
+            published.members
+        );
+        let before = self.states.entry(index).or_insert_with(|| own.clone());
+        assert_eq!(*before, own, "member {} at entry {index}", node.id);
+    }
+}
+
+/// What is committed lies durably with a majority.
+fn on_quorum(node: &Node, status: &Status, others: &BTreeMap<u64, u64>, ups: &[&Node]) {
+    let voters = status.peers.iter().filter(|peer| !peer.is_learner);
+    let voters: Vec<u64> = voters.map(|peer| peer.id).collect();
+    let holds = |id: &&u64| match ups.iter().find(|other| other.id == **id) {
+        Some(other) => holds(other, node, status.commit),
+        None => others.get(*id).is_some_and(|last| *last >= status.commit),
+    };
+    let have = voters.iter().filter(holds).count();
+    assert!(
+        have > voters.len() / 2,
+        "member {} commits {} with {have} of {voters:?}",
+        node.id,
+        status.commit
+    );
+}
+
+/// Whether a member has the leader's entry at an index, durably.
+fn holds(node: &Node, leader: &Node, index: u64) -> bool {
+    let status = node.driver.status();
+    let (own, leaders) = (node.wal.reader(), leader.wal.reader());
+    let differs = match (own.term(index), leaders.term(index)) {
+        (Some(own), Some(leaders)) => own != leaders,
+        _ => false,
+    };
+    status.persisted >= index && !differs
+}
