@@ -47,7 +47,9 @@ pub(crate) fn run(config: &Config, output: &Path) -> anyhow::Result<()> {
             .with_context(|| format!("could not remove {}", draft.display()))?;
     }
     let made = make(&places, &draft, config.wal_segment_bytes)
+        .inspect(|()| failpoint::EXPORT_BEFORE_RENAME.hit())
         .and_then(|()| Ok(fs::rename(&draft, output)?))
+        .inspect(|()| failpoint::EXPORT_BEFORE_DIR_SYNC.hit())
         .and_then(|()| sync_folder(draft.parent().unwrap_or(Path::new("."))));
     if made.is_err() {
         // What is left of it is of no use.
@@ -85,7 +87,9 @@ fn make(places: &node::Places, draft: &Path, segment_bytes: u64) -> anyhow::Resu
         node::make_private(folder)?;
     }
     copy_log(&places.log, &wal)?;
+    failpoint::EXPORT_AFTER_LOG.hit();
     write_database(&published, &snap.join("db"))?;
+    failpoint::EXPORT_AFTER_DATABASE.hit();
 
     let mark = SnapshotMark {
         index: persisted.applied.index,
@@ -93,6 +97,7 @@ fn make(places: &node::Places, draft: &Path, segment_bytes: u64) -> anyhow::Resu
     };
     // The file before the record: etcd looks for a file for each record, not the other way round.
     write_snap(&published, mark, &snap)?;
+    failpoint::EXPORT_AFTER_SNAP.hit();
     let options = wal::Options {
         segment_bytes,
         prepare_ahead: false,

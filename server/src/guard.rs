@@ -48,6 +48,7 @@ pub(crate) async fn start(
         let guarded = wait(config, guard, front).await?;
         match Node::start(config, true, secured).await {
             Ok(node) => {
+                failpoint::GUARD_BEFORE_MARK.hit();
                 guarded.started(node.cluster_id())?;
                 return Ok(node);
             }
@@ -307,7 +308,9 @@ fn write_synced(folder: &Path, name: &str, content: &[u8]) -> anyhow::Result<()>
         let mut file = File::create(&beside)?;
         file.write_all(content)?;
         file.sync_all()?;
+        failpoint::GUARD_BEFORE_RENAME.hit();
         fs::rename(&beside, &path)?;
+        failpoint::GUARD_BEFORE_DIR_SYNC.hit();
         node::sync_folder(folder)
     };
     write().with_context(|| format!("could not write {}", path.display()))

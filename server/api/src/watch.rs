@@ -112,6 +112,9 @@ async fn serve<B: Backend>(
                 (Ok(room), Some(mut batch)) => {
                     let headers = batch.iter_mut().map(|r| r.header.get_or_insert_default());
                     status::complete_all(&backend, headers);
+                    if let Some(pause) = failpoint::BEFORE_SEND_WATCH_RESPONSE.pause() {
+                        tokio::time::sleep(pause).await;
+                    }
                     room.send(Ok(batch));
                 }
                 (Ok(_), None) => return Err(status::of(state::Error::Stopped)),

@@ -182,7 +182,9 @@ fn write_whole(path: &Path, folder: &Path, content: &str) -> Result<(), OpenErro
         file.sync_all()
     });
     written.map_err(failed("write", &draft))?;
+    failpoint::ENGINE_BEFORE_RENAME.hit();
     fs::rename(&draft, path).map_err(failed("put in place", path))?;
+    failpoint::ENGINE_BEFORE_DIR_SYNC.hit();
     sync_folder(folder)
 }
 
@@ -249,7 +251,10 @@ pub(crate) fn switch(database: &Path) -> Result<(), OpenError> {
         (Some(folder), Some(name)) if is_name(name) => {
             // The name of the database, before the pointer that relies on it.
             sync_folder(folder)?;
-            point_to(folder, name)
+            failpoint::ENGINE_BEFORE_SWITCH.hit();
+            point_to(folder, name)?;
+            failpoint::ENGINE_AFTER_SWITCH.hit();
+            Ok(())
         }
         _ => Err(OpenError::Damaged {
             path: database.to_owned(),
@@ -287,6 +292,9 @@ pub(crate) fn discard(database: &Path) {
 }
 
 fn remove(database: &Path) -> Result<(), OpenError> {
+    if database.exists() {
+        failpoint::ENGINE_BEFORE_REMOVE.hit();
+    }
     match fs::remove_dir_all(database) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
             Err(failed("remove", database)(cause))

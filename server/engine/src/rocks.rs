@@ -125,7 +125,9 @@ impl RocksEngine {
     /// # Errors
     /// When the database in use is of this very entry, and whatever the disk refuses.
     pub fn build(folder: &Path, index: u64, options: &Options) -> Result<Self, OpenError> {
-        Self::open_database(layout::beside(folder, index)?, options)
+        let engine = Self::open_database(layout::beside(folder, index)?, options)?;
+        failpoint::ENGINE_AFTER_BUILD.hit();
+        Ok(engine)
     }
 
     /// Makes all that was written durable and takes this database into use, in the place of the
@@ -540,7 +542,9 @@ impl Engine for RocksEngine {
             .collect();
         let mut options = FlushOptions::default();
         options.set_wait(wait);
+        failpoint::BEFORE_COMMIT.hit();
         let flushed = self.db().flush_cfs_opt(&families?, &options);
+        failpoint::AFTER_COMMIT.hit();
         flushed.map_err(|cause| EngineError::new("flush all families", advised(&cause)))
     }
 
@@ -559,6 +563,7 @@ impl Engine for RocksEngine {
     }
 
     fn defragment(&self) -> Result<(), EngineError> {
+        failpoint::DEFRAG_BEFORE_COPY.hit();
         let mut options = CompactOptions::default();
         // A file that holds no deleted row at the last level would be skipped otherwise.
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);

@@ -103,13 +103,19 @@ impl<E: Engine> Store<E> {
             batch.put(Family::Meta, rows::FINISHED_COMPACT, finished);
         }
         batch.put(Family::Meta, rows::COUNTERS_KEY, counters.encode());
+        match next {
+            Some(_) => failpoint::COMPACT_BEFORE_COMMIT_BATCH.hit(),
+            None => failpoint::COMPACT_BEFORE_SET_FINISHED.hit(),
+        }
         self.engine().write(&batch)?;
         let progress = match next {
             Some(next) => {
+                failpoint::COMPACT_AFTER_COMMIT_BATCH.hit();
                 self.compactions.next = Some(next);
                 CompactionProgress::More
             }
             None => {
+                failpoint::COMPACT_AFTER_SET_FINISHED.hit();
                 self.compactions.queue.pop_front();
                 self.compactions.finished = to;
                 CompactionProgress::Finished(to)

@@ -207,6 +207,7 @@ impl<'a, E: Engine> Import<'a, E> {
         self.counters.size = self.counters.in_use;
         batch.put(Family::Meta, rows::COUNTERS_KEY, self.counters.encode());
         self.engine.write(&batch)?;
+        failpoint::IMPORT_BEFORE_FLUSH.hit();
         self.engine.flush_all(true)?;
         Ok(())
     }
@@ -235,7 +236,9 @@ impl<'a, E: Engine> Import<'a, E> {
             batch.put(Family::Key, version.row, version.value);
         }
         derived.write(&mut batch);
-        Ok(self.engine.write(&batch)?)
+        self.engine.write(&batch)?;
+        failpoint::IMPORT_AFTER_BATCH.hit();
+        Ok(())
     }
 
     fn derive(&self, derived: &mut Derived, version: &Version) -> Result<(), Error> {

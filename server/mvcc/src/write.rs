@@ -240,7 +240,14 @@ impl<'a, E: Engine> Writer<'a, E> {
             Bytes::from_static(rows::COUNTERS_KEY),
             self.counters.encode(),
         );
+        let compacts = !self.compactions.is_empty();
+        if compacts {
+            failpoint::COMPACT_BEFORE_COMMIT_SCHEDULED.hit();
+        }
         self.store.engine().write(&self.overlay.into_batch())?;
+        if compacts {
+            failpoint::COMPACT_AFTER_COMMIT_SCHEDULED.hit();
+        }
         let compaction_hash = self.store.publish(
             self.counts,
             self.counters,

@@ -333,7 +333,9 @@ async fn drain(transport: &Transport, peer: &Peer, stream: Stream, mut body: Inc
         match decoder.feed(&bytes) {
             Ok(messages) => {
                 for message in messages {
-                    transport.handler.step(message).await;
+                    if !failpoint::RAFT_DROP_HEARTBEAT.skips() {
+                        transport.handler.step(message).await;
+                    }
                 }
             }
             Err(error) => return error,

@@ -145,7 +145,9 @@ impl ApplyThread {
             // and a member that came back without it would wait for the removed one's vote.
             self.flush_all(true)?;
         }
+        failpoint::BEFORE_WRITEBACK_BUF.hit();
         self.publish(outcome);
+        failpoint::AFTER_WRITEBACK_BUF.hit();
         self.flush()
     }
 
@@ -249,7 +251,9 @@ impl ApplyThread {
         let installing = &shared.counters.snapshots.installing;
         installing.store(1, Ordering::Relaxed);
         let file = shared.snapshots.database(index);
+        failpoint::APPLY_BEFORE_OPEN_SNAPSHOT.hit();
         let engine = self.engines.import(&file, Some(applied));
+        failpoint::APPLY_AFTER_OPEN_SNAPSHOT.hit();
         let engine = engine.map_err(|error| state::Fatal::Store(format!("{error:#}")))?;
         let engine = Arc::new(engine);
         let replaced = self.machine.replace(Arc::clone(&engine), shared.now())?;

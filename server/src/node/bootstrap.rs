@@ -119,6 +119,7 @@ pub(crate) async fn open(
         vfs.create_dir(folder)
             .with_context(|| format!("could not make {}", folder.display()))?;
         create_log(config, &vfs, &places, new.metadata())?;
+        failpoint::BOOT_AFTER_CREATE_LOG.hit();
         founding = Some(new);
     }
     // The newest record of a snapshot is where the log begins, if there is the state for it.
@@ -138,6 +139,7 @@ pub(crate) async fn open(
     let metadata = recovered.metadata;
     let owner = owner(&metadata);
     engine::claim(&places.engine(), &owner).context("could not open the engine")?;
+    failpoint::BOOT_AFTER_CLAIM.hit();
     let engine = Arc::new(newest_state(
         &places,
         &owner,
@@ -289,7 +291,9 @@ fn newest_state(
 fn put_aside(path: &Path) -> anyhow::Result<()> {
     let aside = path.with_extension("superseded");
     let folder = path.parent().unwrap_or(path);
+    failpoint::TAKEOVER_BEFORE_ASIDE.hit();
     std::fs::rename(path, &aside)
+        .inspect(|()| failpoint::TAKEOVER_BEFORE_DIR_SYNC.hit())
         .and_then(|()| sync_folder(folder))
         .with_context(|| format!("could not put {} aside", path.display()))?;
     info!(to = %aside.display(), "put older data aside");
@@ -526,6 +530,7 @@ fn found(
     let (entries, hard_state) = founding_entries(&founding.members);
     wal.append(&entries, Some(&hard_state), true)
         .context("could not write the founding entries")?;
+    failpoint::BOOT_AFTER_FOUND.hit();
     recovered.entries = entries;
     recovered.hard_state = hard_state;
     info!(member = %format_args!("{:x}", founding.member_id),

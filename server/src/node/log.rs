@@ -32,8 +32,11 @@ pub(crate) fn write(
         };
         let members = snapshot.conf_state.clone().unwrap_or_default();
         let hard_state = state.copied().unwrap_or_default();
+        failpoint::RAFT_BEFORE_SAVE_SNAP.hit();
         wal.restart_at(mark, members, &hard_state)?;
+        failpoint::RAFT_AFTER_SAVE_SNAP.hit();
     }
+    failpoint::RAFT_BEFORE_SAVE.hit();
     wal.append(&append.entries, state, false)?;
     let write = began.elapsed();
     let bytes = wal.appended_bytes() - before;
@@ -45,6 +48,9 @@ pub(crate) fn write(
         }
         false => None,
     };
+    if sync.is_some() {
+        failpoint::RAFT_AFTER_SAVE.hit();
+    }
     shared.counters.logged(bytes, write, sync);
     Ok(())
 }
@@ -81,6 +87,7 @@ pub(crate) fn run(
         }
         let messages: Vec<_> = gathered.into_iter().flat_map(|a| a.then_send).collect();
         if !messages.is_empty() {
+            failpoint::RAFT_BEFORE_FOLLOWER_SEND.hit();
             outbox(messages);
         }
     }

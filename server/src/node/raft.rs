@@ -250,6 +250,7 @@ impl RaftThread {
     fn poll(&mut self) {
         while let Some(output) = self.driver.poll() {
             self.handle(output);
+            failpoint::RAFT_BEFORE_ADVANCE.hit();
         }
         // Raft had no use for it, if it is not on its way to the log.
         self.tell_received(|durable_at| durable_at.is_none());
@@ -270,6 +271,9 @@ impl RaftThread {
         let committed = &self.shared.raft.committed;
         committed.store(self.driver.commit(), Ordering::Release);
         if !output.send.is_empty() {
+            if self.shared.is_leader() {
+                failpoint::RAFT_BEFORE_LEADER_SEND.hit();
+            }
             (self.outbox)(output.send);
         }
         if let Some(append) = output.append {
@@ -281,7 +285,9 @@ impl RaftThread {
             self.append(append);
         }
         if let Some(snapshot) = output.install {
+            failpoint::RAFT_BEFORE_APPLY_SNAP.hit();
             self.send_to_apply(ApplyInput::Install(snapshot));
+            failpoint::RAFT_AFTER_APPLY_SNAP.hit();
         }
         if !output.apply.is_empty() {
             self.send_to_apply(ApplyInput::Entries(output.apply));

@@ -134,6 +134,7 @@ impl Snapshots {
     pub fn sweep(&self, applied: u64) -> io::Result<()> {
         for (index, path) in received(&self.folder)? {
             if index <= applied {
+                failpoint::SNAP_BEFORE_SWEEP.hit();
                 fs::remove_file(path)?;
             }
         }
@@ -232,6 +233,7 @@ impl Write for Pieces {
 
     fn flush(&mut self) -> io::Result<()> {
         let piece = std::mem::replace(&mut self.piece, BytesMut::with_capacity(PIECE_BYTES));
+        failpoint::SNAP_BEFORE_SEND_PIECE.hit();
         let sent = self.pieces.blocking_send(Ok(piece.freeze()));
         sent.map_err(|_| io::Error::new(ErrorKind::BrokenPipe, "nobody reads the snapshot"))
     }
@@ -305,11 +307,16 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<S
                 // Behind the last one: without it the body broke off. The file may lie here for a
                 // while, and bbolt has no checksums of rows.
                 file.write_all(&sum.finalize())?;
+                failpoint::SNAP_BEFORE_BODY_SYNC.hit();
                 let began = Instant::now();
                 file.sync_all()?;
                 let sync = began.elapsed();
+                failpoint::SNAP_BEFORE_RENAME.hit();
                 fs::rename(&part, &path)?;
+                failpoint::SNAP_DB_RENAME_BEFORE_DIR_SYNC.hit();
+                failpoint::SNAP_DB_DIR_SYNC_ERROR.fail()?;
                 sync_folder(&folder)?;
+                failpoint::SNAP_AFTER_DIR_SYNC.hit();
                 return Ok(Saved { bytes, sync });
             }
             bytes += piece.len() as u64;

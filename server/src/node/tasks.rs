@@ -216,6 +216,9 @@ async fn notify_progress(shared: Arc<Shared>, period: Duration) {
 /// Tells the cluster this member's name and client URLs, until it knows.
 pub(crate) async fn publish_attributes(shared: &Arc<Shared>) {
     let settings = &shared.settings;
+    if let Some(pause) = failpoint::BEFORE_PUBLISHING.pause() {
+        tokio::time::sleep(pause).await;
+    }
     loop {
         let request = InternalRaftRequest {
             cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {

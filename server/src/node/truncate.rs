@@ -84,6 +84,7 @@ fn truncate(shared: &Arc<Shared>, wal: &Mutex<Wal<OsVfs>>, policy: Policy) -> an
     let released = wal.release(keep).context("could not shorten the log")?;
     let first = wal.first_index();
     drop(wal);
+    failpoint::RAFT_AFTER_WAL_RELEASE.hit();
     info!(
         segments = released.segments,
         bytes = released.bytes,

@@ -427,8 +427,12 @@ fn apply_entry<E: Engine>(
             batch.term_began = true;
             Ok(())
         }
-        Ok(EntryType::EntryNormal) => batch.apply_request(data, index),
+        Ok(EntryType::EntryNormal) => {
+            failpoint::BEFORE_APPLY_ONE_ENTRY_NORMAL.hit();
+            batch.apply_request(data, index)
+        }
         Ok(EntryType::EntryConfChange) => {
+            failpoint::BEFORE_APPLY_ONE_CONF_CHANGE.hit();
             let change = ConfChange::decode(data).map_err(|error| Fatal::Entry {
                 index,
                 reason: format!("no conf change: {error}"),

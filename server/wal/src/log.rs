@@ -180,7 +180,9 @@ impl<V: Vfs> Wal<V> {
         let chain = encode(&mut head, chain, frame::SNAPSHOT, Some(&mark));
         let mut segment = prepared.begin(&*vfs, &draft, name, 0, &head)?;
 
+        failpoint::WAL_BEFORE_CREATE_RENAME.hit();
         let renamed = vfs.rename(&draft, dir);
+        failpoint::WAL_AFTER_CREATE_RENAME.hit();
         let parent = dir.parent().unwrap_or(dir);
         let synced = renamed.and_then(|()| vfs.sync_dir(parent));
         synced.map_err(Error::io("put in place", dir))?;
@@ -339,6 +341,7 @@ impl<V: Vfs> Wal<V> {
             let data = state.encode_to_vec();
             chain = encode(&mut frames, chain, frame::STATE, Some(&data));
         }
+        failpoint::RAFT_BEFORE_WAL_SAVE_SNAPSHOT.hit();
         let data = mark_record(mark, Some(conf_state));
         let chain = encode(&mut frames, chain, frame::SNAPSHOT, Some(&data));
         self.write(&frames, chain, true)?;
@@ -373,7 +376,9 @@ impl<V: Vfs> Wal<V> {
         for segment in self.closed.drain(..count) {
             // From the oldest on, each removal durable before the next: whatever a crash leaves is a
             // sequence without a gap.
+            failpoint::WAL_BEFORE_REMOVE_SEGMENT.hit();
             let removed = self.vfs.remove(&segment.path);
+            failpoint::WAL_AFTER_REMOVE_SEGMENT.hit();
             let synced = removed.and_then(|()| self.vfs.sync_dir(&self.dir));
             synced.map_err(Error::io("remove", &segment.path))?;
         }
@@ -438,6 +443,7 @@ impl<V: Vfs> Wal<V> {
             commit: Some(mark.index),
             ..*hard_state
         };
+        failpoint::RAFT_BEFORE_WAL_SAVE_SNAPSHOT.hit();
         let record = mark_record(mark, Some(conf_state));
         self.begin_segment(mark.index, Some(&record))?;
         *self.index.write() = Index::after(mark.index, mark.term);
@@ -495,7 +501,9 @@ impl<V: Vfs> Wal<V> {
         let written = file.write_at(frames, self.offset);
         written.map_err(Error::io("write", path))?;
         if sync {
+            failpoint::WAL_BEFORE_SYNC.hit();
             file.sync_data().map_err(Error::io("sync", path))?;
+            failpoint::WAL_AFTER_SYNC.hit();
         }
         self.offset = end;
         self.appended += frames.len() as u64;
@@ -516,9 +524,11 @@ impl<V: Vfs> Wal<V> {
             return Err(Error::Poisoned);
         }
         let old = &self.segment;
+        failpoint::WAL_BEFORE_CLOSE_SEGMENT.hit();
         let closed = old.file.set_len(self.offset);
         let synced = closed.and_then(|()| old.file.sync_data());
         synced.map_err(Error::io("close", &old.path))?;
+        failpoint::WAL_AFTER_CLOSE_SEGMENT.hit();
 
         let next = self
             .source
@@ -540,6 +550,7 @@ impl<V: Vfs> Wal<V> {
         }
         let begin = self.end();
         let next = Arc::new(next.begin(&*self.vfs, &self.dir, name, begin, &head)?);
+        failpoint::WAL_AFTER_CUT.hit();
         self.closed
             .push_back(std::mem::replace(&mut self.segment, next));
         self.offset = head.len() as u64;

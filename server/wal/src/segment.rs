@@ -78,10 +78,13 @@ impl<F: VfsFile> Prepared<F> {
         head: &[u8],
     ) -> Result<Segment<F>, Error> {
         let written = self.file.write_at(head, 0);
+        failpoint::WAL_BEFORE_HEAD_SYNC.hit();
         let synced = written.and_then(|()| self.file.sync_data());
         synced.map_err(Error::io("write", &self.path))?;
         let path = name.path(dir);
+        failpoint::WAL_BEFORE_SEGMENT_RENAME.hit();
         let renamed = vfs.rename(&self.path, &path);
+        failpoint::WAL_BEFORE_SEGMENT_DIR_SYNC.hit();
         let synced = renamed.and_then(|()| vfs.sync_dir(dir));
         synced.map_err(Error::io("put in place", &path))?;
         Ok(Segment {
@@ -102,7 +105,9 @@ fn prepare<V: Vfs>(
     // One more name than are ready: the one just taken may not be renamed yet.
     let path = dir.join(format!("{}.tmp", number % (READY_IN_CHANNEL as u64 + 2)));
     let file = vfs.create(&path).map_err(Error::io("create", &path))?;
+    failpoint::WAL_BEFORE_FILL.hit();
     zero_fill(&file, 0, bytes).map_err(Error::io("fill", &path))?;
+    failpoint::WAL_AFTER_FILL.hit();
     Ok(Prepared { path, file })
 }
 

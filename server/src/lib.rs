@@ -3,7 +3,9 @@
 //! Owns: the process: flags, logging, signals, the exit code, and the wiring of all other crates:
 //! `node` runs the member, `listen` its sockets, `security` their TLS.
 //!
-//! Start reading in [`run`], then `node/mod.rs`.
+//! Must never know: that its failpoints can be switched on; only `bin/cairn-failpoints` does that.
+//!
+//! Start reading in `run`, then `node/mod.rs`.
 
 mod check;
 mod coalesce;
@@ -42,7 +44,8 @@ const USAGE: u8 = 2;
 /// The exit code of a server that cannot start or go on.
 const FAILED: u8 = 1;
 
-fn main() -> ExitCode {
+/// Runs the server as its command line says, and says how it ended.
+pub fn main() -> ExitCode {
     // Variables that are no text cannot be any of ours.
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
