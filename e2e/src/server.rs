@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::failpoints::{self, Failpoints};
+
 /// Both log this line when they serve clients.
 const READY: &str = "ready to serve client requests";
 /// Ports for servers, below those that Linux gives to outgoing connections.
@@ -35,6 +37,7 @@ pub enum Kind {
 /// A running member. Dropping it kills the process.
 pub struct Server {
     kind: Kind,
+    failpoints: Option<Failpoints>,
     child: Child,
     arguments: Vec<String>,
     log: PathBuf,
@@ -103,6 +106,7 @@ pub struct Member {
     scheme: &'static str,
     peer_url: String,
     flags: Vec<String>,
+    failpoints: Option<String>,
 }
 
 impl Member {
@@ -114,7 +118,15 @@ impl Member {
             scheme: "http",
             peer_url: format!("http://127.0.0.1:{}", free_port()),
             flags: Vec::new(),
+            failpoints: None,
         }
+    }
+
+    /// The same from the program whose failpoints can be told what to do: a cairn only.
+    /// `terms` is what they are told at the start.
+    pub fn with_failpoints(mut self, terms: &str) -> Self {
+        self.failpoints = Some(terms.to_owned());
+        self
     }
 
     /// The same with TLS on all ports, as `flags` say it.
@@ -174,12 +186,9 @@ impl Member {
             format!("--initial-cluster-state={state}"),
         ];
         arguments.extend(self.flags.iter().cloned());
-        Server::launch(
-            self.kind,
-            arguments,
-            folder.join(format!("{}.log", self.name)),
-            url,
-        )
+        let log = folder.join(format!("{}.log", self.name));
+        let failpoints = self.failpoints.as_deref().map(Failpoints::new);
+        Server::launch(self.kind, failpoints, arguments, log, url)
     }
 }
 
@@ -206,13 +215,20 @@ impl Server {
             "--initial-cluster=m=http://127.0.0.1:2".to_owned(),
         ];
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        Self::launch(kind, arguments, log, url)
+        Self::launch(kind, None, arguments, log, url)
     }
 
-    fn launch(kind: Kind, arguments: Vec<String>, log: PathBuf, url: String) -> Self {
+    fn launch(
+        kind: Kind,
+        failpoints: Option<Failpoints>,
+        arguments: Vec<String>,
+        log: PathBuf,
+        url: String,
+    ) -> Self {
         Self {
             kind,
-            child: spawn(kind, &arguments, &log),
+            child: spawn(kind, failpoints.as_ref(), &arguments, &log),
+            failpoints,
             arguments,
             log,
             url,
@@ -264,7 +280,23 @@ impl Server {
 
     /// Starts it again on the same data and does not wait.
     pub fn relaunch(&mut self) {
-        self.child = spawn(self.kind, &self.arguments, &self.log);
+        let failpoints = self.failpoints.as_ref();
+        self.child = spawn(self.kind, failpoints, &self.arguments, &self.log);
+    }
+
+    /// Its failpoints.
+    ///
+    /// # Panics
+    /// When it has none that can be told anything.
+    pub fn failpoints(&mut self) -> &mut Failpoints {
+        self.failpoints.as_mut().unwrap()
+    }
+
+    /// Sends a signal, as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.unwrap().success());
     }
 
     /// Whether it has served clients since its last start.
@@ -306,13 +338,22 @@ pub fn program(kind: Kind) -> PathBuf {
     }
 }
 
-fn spawn(kind: Kind, arguments: &[String], log: &Path) -> Child {
-    let binary = program(kind);
+fn spawn(kind: Kind, failpoints: Option<&Failpoints>, arguments: &[String], log: &Path) -> Child {
+    let binary = match failpoints {
+        Some(_) => failpoints::program(),
+        None => program(kind),
+    };
     let log = File::create(log).unwrap();
     Command::new(&binary)
         .args(arguments)
         // Nothing from outside may set a flag.
         .env_clear()
+        .envs(
+            failpoints
+                .map(Failpoints::environment)
+                .into_iter()
+                .flatten(),
+        )
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

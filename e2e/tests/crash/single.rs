@@ -1,8 +1,6 @@
 //! kill -9 under load: nothing that was acknowledged is lost, nothing is invented, and the hashes
 //! before and after agree.
 
-#![allow(clippy::unwrap_used)]
-
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
