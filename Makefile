@@ -97,12 +97,11 @@ scale: build ## Measure how Cairn grows up to 10 million keys: start, CPU per re
 	@mkdir -p e2e/bench/results
 	$(CARGO_TARGET_DIR)/release/bench --scale $(SCALE)
 
-# Of `make crash`: rounds of faults, and which ones.
+# Of `make crash`: rounds of faults; SEED=n says which ones.
 ROUNDS ?= 320
-SEED ?= 1
 .PHONY: crash
 crash: build ## Kill, stop and fail three members under load, ROUNDS=320 times (about 15 minutes), and judge all that clients saw.
-	CAIRN_ROUNDS=$(ROUNDS) CAIRN_SEED=$(SEED) cargo test --locked --release --workspace --all-features -p e2e --test crash -- --nocapture
+	CAIRN_ROUNDS=$(ROUNDS) CAIRN_SEED=$(or $(SEED),1) cargo test --locked --release --workspace --all-features -p e2e --test crash -- --nocapture
 
 .PHONY: test
 test: lint ## Everything that decides whether a change lands; the last line counts the tests.

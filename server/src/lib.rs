@@ -148,10 +148,17 @@ fn start(mut config: Config) -> ExitCode {
         }
         Ok(Ended::Fatal(why)) => {
             error!(error = why, "cairn cannot go on");
+            if let Some(advice) = node::advice(&why) {
+                error!("{advice}");
+            }
             ExitCode::from(FAILED)
         }
         Err(error) => {
-            error!(error = format!("{error:#}"), "cairn cannot start");
+            let why = format!("{error:#}");
+            error!(error = why, "cairn cannot start");
+            if let Some(advice) = node::advice(&why) {
+                error!("{advice}");
+            }
             match (&config.guard, error.downcast_ref::<Refusal>()) {
                 (Some(guard), Some(refusal)) => refused(guard, refusal),
                 _ => ExitCode::from(FAILED),

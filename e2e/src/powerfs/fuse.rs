@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +25,8 @@ use super::{
 
 /// Nothing changes but through the kernel, so it may remember what it was told.
 const TTL: Duration = Duration::from_secs(3600);
+/// How often a disk that hangs looks whether it still does.
+const HANGS: Duration = Duration::from_millis(5);
 const GENERATION: Generation = Generation(0);
 const NAME_LENGTH: u32 = 255;
 
@@ -51,6 +54,14 @@ impl Adapter {
 
     fn power(&self) -> MutexGuard<'_, Power> {
         self.power.lock().unwrap()
+    }
+
+    /// Waits as long as the disk hangs. The kernel's calls are answered one by one, so those behind
+    /// wait too.
+    fn wait(&self) {
+        while self.power().hangs {
+            thread::sleep(HANGS);
+        }
     }
 
     /// Makes a file or folder and says what it is.
@@ -302,11 +313,13 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.wait();
         let synced = self.power().sync(|disk| disk.sync_file(ino.0));
         empty(synced, reply);
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.wait();
         let synced = self.power().sync(|disk| disk.sync_folder(ino.0));
         empty(synced, reply);
     }

@@ -46,6 +46,21 @@ use disk::Disk;
 /// How long the last process may take to let go of the disk.
 const RELEASE: Duration = Duration::from_secs(20);
 
+/// Moves the calling thread to a mount namespace of its own.
+///
+/// # Panics
+/// When it may not.
+pub(crate) fn own_mounts() {
+    let alone = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
+        let none: Option<&str> = None;
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, flags, none)
+    });
+    alone.unwrap_or_else(|error| {
+        panic!("a mount namespace of its own needs root (CAP_SYS_ADMIN): {error}")
+    });
+}
+
 /// When the power is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -87,6 +102,8 @@ struct Power {
     moment: Option<Moment>,
     calls: u64,
     rng: StdRng,
+    /// Calls that sync wait as long as this is set.
+    hangs: bool,
 }
 
 impl Power {
@@ -156,14 +173,7 @@ impl PowerFs {
     /// # Panics
     /// When nothing can be mounted here.
     pub fn new(seed: u64) -> Self {
-        let alone = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
-            let none: Option<&str> = None;
-            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            mount(none, "/", none, flags, none)
-        });
-        alone.unwrap_or_else(|error| {
-            panic!("a mount namespace of its own needs root (CAP_SYS_ADMIN): {error}")
-        });
+        own_mounts();
         let disk = Disk::new();
         let power = Power {
             began: disk.clone(),
@@ -172,6 +182,7 @@ impl PowerFs {
             moment: None,
             calls: 0,
             rng: StdRng::seed_from_u64(seed),
+            hangs: false,
         };
         let mut power_fs = Self {
             power: Arc::new(Mutex::new(power)),
@@ -212,6 +223,17 @@ impl PowerFs {
     /// Sets when the power will be cut.
     pub fn arm(&self, moment: Moment) {
         self.power().moment = Some(moment);
+    }
+
+    /// From now on nothing that is synced comes back, and with it all else that is asked, until
+    /// [`PowerFs::resume`].
+    pub fn hang(&self) {
+        self.power().hangs = true;
+    }
+
+    /// What hangs goes on.
+    pub fn resume(&self) {
+        self.power().hangs = false;
     }
 
     /// Whether the power is cut.
@@ -263,6 +285,11 @@ impl PowerFs {
 
 impl Drop for PowerFs {
     fn drop(&mut self) {
+        // A process that waits for the disk could not even be killed.
+        match self.power.lock() {
+            Ok(mut power) => power.hangs = false,
+            Err(poisoned) => poisoned.into_inner().hangs = false,
+        }
         // Whoever still has it open keeps it until the end, but no name leads there any more. It
         // may be unmounted already, when a test failed in between.
         let _ = umount2(self.path(), MntFlags::MNT_DETACH);

@@ -212,6 +212,16 @@ impl RocksEngine {
         &self.database.db
     }
 
+    /// Flushes and compactions in the background that failed since it was opened. What they should
+    /// have written is not on the disk, and RocksDB takes no more: the process must end.
+    pub fn background_errors(&self) -> u64 {
+        let errors = self
+            .db()
+            .property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        // The property is always there; without an answer the next write tells.
+        errors.ok().flatten().unwrap_or_default()
+    }
+
     fn sum_of(&self, property: &str) -> u64 {
         let of = |family| {
             let handle = handle(self.db(), family)?;

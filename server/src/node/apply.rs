@@ -24,7 +24,7 @@ use crate::database::Engines;
 /// Bytes of entries that are gathered into one batch, about.
 const BATCH_BYTES: usize = 8 << 20;
 /// Unflushed bytes of the engine at which it is flushed: bounds what a restart replays.
-const FLUSH_AT_BYTES: u64 = 64 << 20;
+pub(crate) const FLUSH_AT_BYTES: u64 = 64 << 20;
 /// Bytes of entries applied at which it is flushed, at most.
 pub(crate) const FLUSH_AT_LOG_BYTES: usize = 32 << 20;
 

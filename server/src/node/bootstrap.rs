@@ -52,7 +52,7 @@ pub(crate) struct Parts {
 /// Where the parts of a data directory are.
 pub(crate) struct Places {
     /// Of this member, below the data directory.
-    folder: PathBuf,
+    pub folder: PathBuf,
     /// The log.
     pub log: PathBuf,
 }

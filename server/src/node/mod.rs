@@ -4,13 +4,14 @@
 //! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
 //! answers clients, `peers.rs` other members. `snapshots.rs` is the state as a whole, `truncate.rs`
-//! keeps the log short, `corruption.rs` compares members.
+//! keeps the log short, `corruption.rs` compares members, `disk.rs` meets a disk that fills up.
 
 mod apply;
 mod auth;
 mod backend;
 mod bootstrap;
 mod corruption;
+mod disk;
 mod forced;
 mod log;
 mod membership;
@@ -50,6 +51,7 @@ use crate::security::Secured;
 pub(crate) use self::{
     backend::NodeBackend,
     bootstrap::{NoAnswer, Places, has_data, make_private, owner, sync_folder},
+    disk::advice,
     shared::Ended,
     snapshots::received,
 };
@@ -72,6 +74,9 @@ impl Node {
         let election = config.heartbeat * u32::try_from(config.election_ticks)?;
         let client = peer::Client::new(secured.peer());
         let had_data = has_data(config)?;
+        let disk = disk::Policy::of(config);
+        disk.release_ballast()
+            .context("could not give back the ballast in the data directory")?;
         let parts = bootstrap::open(config, min_lease_ttl(election), &client).await?;
         let members = &parts.machine.published().members;
         if guarded && members.is_removed(parts.metadata.node_id) {
@@ -179,6 +184,7 @@ impl Node {
             compactions_every: config.compact_hash_check_time,
         };
         corruption::spawn(&mut tasks, &shared, checks);
+        tasks.spawn(disk::run(Arc::clone(&shared), disk));
         Ok(Self {
             shared,
             threads,

@@ -296,35 +296,14 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<S
     let (pieces, mut receiver) = mpsc::channel::<Bytes>(WAITING_PIECES);
     let folder = folder.to_owned();
     let saved = tokio::task::spawn_blocking(move || {
-        make_private(&folder).map_err(io::Error::other)?;
         let path = received_path(&folder, index);
         let part = path.with_extension(format!("db{PART}"));
-        let mut file = File::create(&part)?;
-        let mut bytes = 0;
-        let mut sum = Sha256::new();
-        while let Some(piece) = receiver.blocking_recv() {
-            if piece.is_empty() {
-                // Behind the last one: without it the body broke off. The file may lie here for a
-                // while, and bbolt has no checksums of rows.
-                file.write_all(&sum.finalize())?;
-                failpoint::SNAP_BEFORE_BODY_SYNC.hit();
-                let began = Instant::now();
-                file.sync_all()?;
-                let sync = began.elapsed();
-                failpoint::SNAP_BEFORE_RENAME.hit();
-                fs::rename(&part, &path)?;
-                failpoint::SNAP_DB_RENAME_BEFORE_DIR_SYNC.hit();
-                failpoint::SNAP_DB_DIR_SYNC_ERROR.fail()?;
-                sync_folder(&folder)?;
-                failpoint::SNAP_AFTER_DIR_SYNC.hit();
-                return Ok(Saved { bytes, sync });
-            }
-            bytes += piece.len() as u64;
-            sum.update(&piece);
-            file.write_all(&piece)?;
+        let saved = save_pieces(&folder, &part, &path, &mut receiver);
+        if saved.is_err() && part.exists() {
+            // On a disk that it filled there is room again.
+            fs::remove_file(&part)?;
         }
-        fs::remove_file(&part)?;
-        Err(io::Error::new(ErrorKind::UnexpectedEof, "it broke off"))
+        saved
     });
     let forwarded: io::Result<()> = async {
         while let Some(piece) = body.next().await {
@@ -341,4 +320,39 @@ async fn save(folder: &Path, index: u64, mut body: SnapshotBody) -> io::Result<S
     drop(pieces);
     let saved = saved.await.map_err(io::Error::other)?;
     forwarded.and(saved)
+}
+
+/// Writes what comes to `part`, and renames it to `path` when all of it is durable.
+fn save_pieces(
+    folder: &Path,
+    part: &Path,
+    path: &Path,
+    pieces: &mut mpsc::Receiver<Bytes>,
+) -> io::Result<Saved> {
+    make_private(folder).map_err(io::Error::other)?;
+    let mut file = File::create(part)?;
+    let mut bytes = 0;
+    let mut sum = Sha256::new();
+    while let Some(piece) = pieces.blocking_recv() {
+        if piece.is_empty() {
+            // Behind the last one: without it the body broke off. The file may lie here for a
+            // while, and bbolt has no checksums of rows.
+            file.write_all(&sum.finalize())?;
+            failpoint::SNAP_BEFORE_BODY_SYNC.hit();
+            let began = Instant::now();
+            file.sync_all()?;
+            let sync = began.elapsed();
+            failpoint::SNAP_BEFORE_RENAME.hit();
+            fs::rename(part, path)?;
+            failpoint::SNAP_DB_RENAME_BEFORE_DIR_SYNC.hit();
+            failpoint::SNAP_DB_DIR_SYNC_ERROR.fail()?;
+            sync_folder(folder)?;
+            failpoint::SNAP_AFTER_DIR_SYNC.hit();
+            return Ok(Saved { bytes, sync });
+        }
+        bytes += piece.len() as u64;
+        sum.update(&piece);
+        file.write_all(&piece)?;
+    }
+    Err(io::Error::new(ErrorKind::UnexpectedEof, "it broke off"))
 }
