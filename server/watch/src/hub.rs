@@ -381,7 +381,11 @@ impl Hub {
             }
             let stream = watcher.stream;
             let limit = self.stream_bytes;
-            if self.streams.get(&stream).is_none_or(|one| one.is_full(limit)) {
+            if self
+                .streams
+                .get(&stream)
+                .is_none_or(|one| one.is_full(limit))
+            {
                 self.fall_behind(key, first);
             } else {
                 self.deliver(key, batch, self.revision);
