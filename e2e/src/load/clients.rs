@@ -7,9 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use history::{Compare, Comparison, KeyRange, Outcome, Request, Target, Txn, TxnOp};
+use proto::etcdserverpb::{DefragmentRequest, maintenance_client::MaintenanceClient};
 use rand::{Rng, rngs::StdRng};
 
-use super::{KEPT, Shared, rest};
+use super::{CALL, KEPT, Shared, rest};
 
 /// The time to live of leases that are left to end by themselves, in nanoseconds; the least that
 /// members grant with their default election timeout.
@@ -17,19 +18,24 @@ const SHORT_TTL: u64 = 2_000_000_000;
 /// How often the past is forgotten.
 const COMPACTION: Duration = Duration::from_millis(700);
 
-/// One client.
+/// How long a client rests whose member failed it.
+const FAILED: Duration = Duration::from_millis(40);
+
+/// One client. It stays at its member until that one fails it.
 pub(super) async fn client(shared: Arc<Shared>, client: u64) {
     let mut rng = shared.rng(client);
     let mut number = 0;
+    let mut at = None;
     while !shared.is_over() {
         number += 1;
-        let target = shared.targets.pick(&mut rng);
+        let same = at.take().and_then(|target| shared.targets.again(&target));
+        let target = same.unwrap_or_else(|| shared.targets.pick(&mut rng));
         let mut dice = Dice {
             shared: &shared,
             rng: &mut rng,
             name: format!("{client}/{number}"),
         };
-        if dice.rng.random_ratio(1, 60) {
+        let outcome = if dice.rng.random_ratio(1, 60) {
             let id = shared.next_lease.fetch_add(1, Ordering::Relaxed);
             let ttl = SHORT_TTL;
             let put = Request::Put {
@@ -40,30 +46,40 @@ pub(super) async fn client(shared: Arc<Shared>, client: u64) {
                 prev_kv: true,
             };
             let grant = Request::LeaseGrant { id, ttl };
-            if let Outcome::Done(_) = shared.ask(client, &target, grant).await {
-                shared.ask(client, &target, put).await;
+            match shared.ask(client, &target, grant).await {
+                Outcome::Done(_) => shared.ask(client, &target, put).await,
+                failed => failed,
             }
         } else {
             let request = dice.request();
-            shared.ask(client, &target, request).await;
+            shared.ask(client, &target, request).await
+        };
+        match outcome {
+            Outcome::Unknown => tokio::time::sleep(FAILED).await,
+            _ => at = Some(target),
         }
         rest(&mut rng, shared.options.rest).await;
     }
 }
 
-/// Forgets what all witnesses have seen, but for the newest part.
-pub(super) async fn compactor(shared: Arc<Shared>, client: u64) {
+/// Forgets what all witnesses have seen, but for the newest part, and defragments members.
+pub(super) async fn housekeeper(shared: Arc<Shared>, client: u64) {
     let mut rng = shared.rng(client);
     let mut compacted = 0;
     while !shared.is_over() {
         rest(&mut rng, COMPACTION * 2).await;
+        let target = shared.targets.pick(&mut rng);
         let revision = shared.witnessed() - KEPT;
         if revision > compacted {
-            let target = shared.targets.pick(&mut rng);
             compacted = revision;
-            shared
-                .ask(client, &target, Request::Compact { revision })
-                .await;
+            let compact = Request::Compact { revision };
+            shared.ask(client, &target, compact).await;
+        }
+        if rng.random() {
+            let mut client = MaintenanceClient::new(target.channel);
+            // What becomes of it shows in what is read later.
+            let defragment = client.defragment(DefragmentRequest {});
+            let _ = tokio::time::timeout(CALL, defragment).await;
         }
     }
 }

@@ -51,8 +51,8 @@ pub struct Options {
     pub value_bytes: usize,
     /// How long a client rests between two requests at most.
     pub rest: Duration,
-    /// Whether one of the clients compacts.
-    pub compacts: bool,
+    /// Whether the past is forgotten and members are defragmented meanwhile.
+    pub keeps_house: bool,
     /// Where all choices come from.
     pub seed: u64,
 }
@@ -66,13 +66,13 @@ impl Default for Options {
             keys: 16,
             value_bytes: 200,
             rest: Duration::from_millis(20),
-            compacts: true,
+            keeps_house: true,
             seed: 1,
         }
     }
 }
 
-/// One life of a member: a restart begins another.
+/// A member, as long as it is not set anew.
 #[derive(Clone)]
 struct Target {
     name: String,
@@ -88,7 +88,8 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// A member is there, or is there again.
+    /// A member is there, or another one is in its place: what it reads for itself may be older than
+    /// what the one before did.
     pub fn set(&self, name: &str, url: &str) {
         let target = Target {
             name: name.to_owned(),
@@ -108,6 +109,15 @@ impl Targets {
     fn pick(&self, rng: &mut StdRng) -> Target {
         let members = self.members.lock();
         members.choose(rng).expect("a member").clone()
+    }
+
+    /// The same one again, if it is there.
+    fn again(&self, target: &Target) -> Option<Target> {
+        let members = self.members.lock();
+        members
+            .iter()
+            .find(|member| member.name == target.name)
+            .cloned()
     }
 }
 
@@ -225,9 +235,9 @@ impl Load {
             let client = (options.clients + n) as u64;
             tokio::spawn(leases::holder(Arc::clone(&shared), client))
         }));
-        if options.compacts {
+        if options.keeps_house {
             let client = (options.clients + options.holders) as u64;
-            clients.push(tokio::spawn(clients::compactor(
+            clients.push(tokio::spawn(clients::housekeeper(
                 Arc::clone(&shared),
                 client,
             )));
@@ -251,6 +261,26 @@ impl Load {
     /// # Panics
     /// When something was seen that no etcd may show; the whole history lies beside the binaries then.
     pub async fn finish(self) -> Verdict {
+        let seed = self.shared.options.seed;
+        let history = self.history().await;
+        let summary = history::check(&history).unwrap_or_else(|violation| {
+            panic!(
+                "seed {seed}: {violation}\nthe history is in {:?}",
+                keep(&history, seed)
+            );
+        });
+        Verdict {
+            summary,
+            operations: history.operations.len(),
+            longest_pause: longest_pause(&history.operations),
+        }
+    }
+
+    /// Ends it, lets watchers hear of everything, and leaves it to the caller to judge.
+    ///
+    /// # Panics
+    /// When a lease was lost that was renewed, or two watchers were told different things.
+    pub async fn history(self) -> History {
         let shared = self.shared;
         shared.stop.store(true, Ordering::Relaxed);
         join(self.clients, "clients").await;
@@ -268,23 +298,11 @@ impl Load {
         let complaints = std::mem::take(&mut *shared.complaints.lock());
         assert!(complaints.is_empty(), "{complaints:#?}");
         let log = history::log_of(&watches);
-        let history = History {
+        History {
             base: self.base,
             operations,
             watches,
             log: log.unwrap_or_else(|violation| panic!("{violation}")),
-        };
-        let summary = history::check(&history).unwrap_or_else(|violation| {
-            let seed = shared.options.seed;
-            panic!(
-                "seed {seed}: {violation}\nthe history is in {:?}",
-                keep(&history, seed)
-            );
-        });
-        Verdict {
-            summary,
-            operations: history.operations.len(),
-            longest_pause: longest_pause(&history.operations),
         }
     }
 }

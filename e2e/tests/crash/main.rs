@@ -6,7 +6,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod load;
 mod points;
 mod rounds;
 mod single;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,14 +10,13 @@ use e2e::{
     Kind, Member, Server,
     client::{channel, eventually, status},
     failpoints::died_at,
+    load::{Load, Options, Targets},
 };
 use proto::etcdserverpb::{
     HashKvRequest, MoveLeaderRequest, PutRequest, kv_client::KvClient,
     maintenance_client::MaintenanceClient,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-
-use crate::load::Load;
 
 /// Rounds in the gate.
 const ROUNDS: u64 = 16;
@@ -240,9 +240,13 @@ impl Cluster {
         }
     }
 
-    fn urls(&self) -> Vec<String> {
-        let urls = self.servers.iter().map(|server| server.url().to_owned());
-        urls.collect()
+    /// The members, whichever life they are in: none may go back in time by a restart.
+    fn targets(&self) -> Arc<Targets> {
+        let targets = Arc::new(Targets::default());
+        for (number, server) in self.servers.iter().enumerate() {
+            targets.set(&number.to_string(), server.url());
+        }
+        targets
     }
 
     /// Who leads, as one member says that serves.
@@ -449,6 +453,16 @@ fn setting(name: &str, default: u64) -> u64 {
     text.map_or(default, |text| text.parse().unwrap())
 }
 
+/// Values so long that segments are cut all the time.
+fn options(seed: u64) -> Options {
+    Options {
+        clients: 9,
+        value_bytes: 3000,
+        seed,
+        ..Options::default()
+    }
+}
+
 fn draw(rng: &mut StdRng) -> Fault {
     let drawn = FAULTS.choose_weighted(rng, |(_, weight)| *weight);
     drawn.unwrap().0
@@ -463,7 +477,7 @@ async fn three_members_keep_every_promise_through_rounds_of_faults() {
     let (mut done, mut acknowledged, mut events) = (0, 0, 0);
     while done < rounds {
         let mut cluster = Cluster::found().await;
-        let load = Load::start(cluster.urls(), rng.random());
+        let load = Load::start(cluster.targets(), options(rng.random())).await;
         for _ in 0..OF_A_CLUSTER.min(rounds - done) {
             let fault = draw(&mut rng);
             let began = Instant::now();
@@ -472,11 +486,11 @@ async fn three_members_keep_every_promise_through_rounds_of_faults() {
             done += 1;
             println!("round {done}: {fault:?}, {:?}", began.elapsed());
         }
-        acknowledged += load.acknowledged();
-        let history = load.end().await;
+        let history = load.history().await;
         match history::check(&history) {
             Ok(summary) => {
                 println!("{summary:?}");
+                acknowledged += summary.writes;
                 events += summary.events;
             }
             Err(violation) => {
