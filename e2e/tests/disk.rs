@@ -300,20 +300,28 @@ async fn a_leader_whose_disk_hangs_leads_no_more() {
     put(servers[1].url(), "k", "v").await;
     lead(&servers, true).await;
     let id = status(servers[0].url()).await.header.unwrap().member_id;
-    power.hang();
-    // Nobody knows of it before something is written, and then nobody waits for that disk.
+    let hang = power.hang();
+    // Nobody knows of it before something is written. Meanwhile the others are a quorum.
+    put(servers[1].url(), "it hangs", "v").await;
+    let began = Instant::now();
+    loop {
+        let leader = status(servers[1].url()).await.leader;
+        if leader != 0 && leader != id {
+            break;
+        }
+        assert!(began.elapsed() < LIMIT, "it still leads");
+        tokio::time::sleep(POLL).await;
+    }
     for (number, server) in servers[1..].iter().enumerate() {
         put(server.url(), &format!("while it hangs {number}"), "v").await;
     }
-    let leader = status(servers[1].url()).await.leader;
-    assert!(leader != 0 && leader != id);
     assert_eq!(
         get(servers[2].url(), "while it hangs 0", false)
             .await
             .as_deref(),
         Some("v")
     );
-    power.resume();
+    drop(hang);
     // It follows, without a restart.
     assert_eq!(
         get(servers[0].url(), "while it hangs 1", false)

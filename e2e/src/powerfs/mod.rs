@@ -29,7 +29,7 @@ use std::{
     ffi::OsStr,
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -226,14 +226,12 @@ impl PowerFs {
     }
 
     /// From now on nothing that is synced comes back, and with it all else that is asked, until
-    /// [`PowerFs::resume`].
-    pub fn hang(&self) {
+    /// what this returns is dropped. Drop it before the servers on the disk: a process that waits
+    /// for it cannot even be killed.
+    #[must_use]
+    pub fn hang(&self) -> Hang {
         self.power().hangs = true;
-    }
-
-    /// What hangs goes on.
-    pub fn resume(&self) {
-        self.power().hangs = false;
+        Hang(Arc::clone(&self.power))
     }
 
     /// Whether the power is cut.
@@ -283,13 +281,18 @@ impl PowerFs {
     }
 }
 
+/// A disk hangs as long as this lives.
+pub struct Hang(Arc<Mutex<Power>>);
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        let power = self.0.lock();
+        power.unwrap_or_else(PoisonError::into_inner).hangs = false;
+    }
+}
+
 impl Drop for PowerFs {
     fn drop(&mut self) {
-        // A process that waits for the disk could not even be killed.
-        match self.power.lock() {
-            Ok(mut power) => power.hangs = false,
-            Err(poisoned) => poisoned.into_inner().hangs = false,
-        }
         // Whoever still has it open keeps it until the end, but no name leads there any more. It
         // may be unmounted already, when a test failed in between.
         let _ = umount2(self.path(), MntFlags::MNT_DETACH);
