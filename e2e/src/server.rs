@@ -107,6 +107,7 @@ pub struct Member {
     peer_url: String,
     flags: Vec<String>,
     failpoints: Option<String>,
+    disk: Option<PathBuf>,
 }
 
 impl Member {
@@ -119,6 +120,7 @@ impl Member {
             peer_url: format!("http://127.0.0.1:{}", free_port()),
             flags: Vec::new(),
             failpoints: None,
+            disk: None,
         }
     }
 
@@ -126,6 +128,12 @@ impl Member {
     /// `terms` is what they are told at the start.
     pub fn with_failpoints(mut self, terms: &str) -> Self {
         self.failpoints = Some(terms.to_owned());
+        self
+    }
+
+    /// The same with its data, and not what it writes to its log, below `disk`.
+    pub fn with_data_on(mut self, disk: &Path) -> Self {
+        self.disk = Some(disk.to_owned());
         self
     }
 
@@ -175,9 +183,10 @@ impl Member {
     pub fn launch(&self, folder: &Path, cluster: &[&Member], state: &str) -> Server {
         let pairs: Vec<String> = cluster.iter().map(|member| member.pair()).collect();
         let url = format!("{}://127.0.0.1:{}", self.scheme, free_port());
+        let data = self.disk.as_deref().unwrap_or(folder).join(&self.name);
         let mut arguments = vec![
             format!("--name={}", self.name),
-            format!("--data-dir={}", folder.join(&self.name).display()),
+            format!("--data-dir={}", data.display()),
             format!("--listen-client-urls={url}"),
             format!("--advertise-client-urls={url}"),
             format!("--listen-peer-urls={}", self.peer_url),

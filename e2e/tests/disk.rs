@@ -235,14 +235,11 @@ async fn a_full_disk_ends_the_member_clearly_and_loses_nothing() {
 /// Three members, of which the first has its data on `disk`.
 async fn three(disk: &std::path::Path, rest: &std::path::Path, flags: &[&str]) -> Vec<Server> {
     let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
-    let members =
-        ["a", "b", "c"].map(|name| Member::new(Kind::Cairn, name).with_flags(flags.clone()));
+    let member = |name| Member::new(Kind::Cairn, name).with_flags(flags.clone());
+    let members = [member("a").with_data_on(disk), member("b"), member("c")];
     let all: Vec<&Member> = members.iter().collect();
-    let launch = |(member, at): (&Member, usize)| {
-        let folder = if at == 0 { disk } else { rest };
-        member.launch(folder, &all, "new")
-    };
-    let mut servers: Vec<Server> = members.iter().zip(0..).map(launch).collect();
+    let launch = |member: &Member| member.launch(rest, &all, "new");
+    let mut servers: Vec<Server> = members.iter().map(launch).collect();
     servers.iter_mut().for_each(Server::wait_ready);
     servers
 }

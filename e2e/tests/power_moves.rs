@@ -25,7 +25,7 @@ use proto::etcdserverpb::{
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
 /// Cuts in the gate.
-const CUTS: u64 = 45;
+const CUTS: u64 = 24;
 /// Cuts of one move at most; then it is let through.
 const IN_A_ROW: u64 = 3;
 const KEYS: usize = 40;
@@ -239,14 +239,19 @@ async fn an_install_survives_power_cuts() {
     let (cuts, mut rng) = begin("install");
     let rest = tempfile::tempdir().unwrap();
     let mut power = PowerFs::new(rng.random());
-    let members = ["a", "b", "c"].map(|name| {
+    let member = |name| {
         let flags = SHORT.map(str::to_owned).to_vec();
         Member::new(Kind::Cairn, name).with_flags(flags)
-    });
+    };
+    let members = [
+        member("a"),
+        member("b"),
+        member("c").with_data_on(power.path()),
+    ];
     let all: Vec<&Member> = members.iter().collect();
-    let launch = |at: usize, folder: &Path| members[at].launch(folder, &all, "new");
-    let mut others = [launch(0, rest.path()), launch(1, rest.path())];
-    let mut behind = launch(2, power.path());
+    let launch = |at: usize| members[at].launch(rest.path(), &all, "new");
+    let mut others = [launch(0), launch(1)];
+    let mut behind = launch(2);
     others.iter_mut().for_each(Server::wait_ready);
     behind.wait_ready();
     let shortened = |server: &Server| server.log().matches("compacted Raft logs").count();
