@@ -9,11 +9,16 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use e2e::{
-    Etcdctl, Kind, Server,
+    Etcdctl, Kind, Member, Server,
     client::{channel, put, status},
     target_folder, tool,
 };
@@ -332,6 +337,116 @@ async fn a_damaged_block_ends_the_server_that_reads_it() {
         "{}",
         said(&checked)
     );
+}
+
+/// Keeps a second name of the database that comes from another member: it is removed as soon as it
+/// is in the engine.
+fn keep_received(snapshots: PathBuf, kept: PathBuf, stop: Arc<AtomicBool>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            for entry in fs::read_dir(&snapshots).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                if name.to_string_lossy().ends_with(".snap.db") {
+                    // Kept already, or gone by now.
+                    let _ = fs::hard_link(entry.path(), kept.join(name));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
+
+/// A snapshot that came, and a crash before it was the state: the log says that it stands for all
+/// before it, and the engine is the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_received_snapshot_is_used_only_as_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = || SHORT.iter().map(|&flag| flag.to_owned()).collect();
+    let members = ["a", "b", "c"].map(|name| Member::new(Kind::Cairn, name).with_flags(flags()));
+    let cluster: Vec<&Member> = members.iter().collect();
+    let launch = |member: &Member| member.launch(folder.path(), &cluster, "new");
+    let mut servers: Vec<Server> = members.iter().map(launch).collect();
+    servers.iter_mut().for_each(Server::wait_ready);
+    put(servers[0].url(), "first", "1").await;
+    let last = status(servers[0].url()).await.header.unwrap().revision;
+    let began = Instant::now();
+    while status(servers[2].url()).await.header.unwrap().revision < last {
+        assert!(began.elapsed() < LIMIT, "behind");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    servers[2].kill();
+    let (data, old) = (folder.path().join("c"), folder.path().join("old"));
+    copy(&data, &old);
+    for round in 0..4 {
+        put(servers[0].url(), "led", "1").await;
+        work(servers[0].url(), round).await;
+    }
+    let (kept, stop) = (folder.path().join("kept"), Arc::new(AtomicBool::new(false)));
+    fs::create_dir(&kept).unwrap();
+    let keeper = keep_received(data.join("member/snap"), kept.clone(), Arc::clone(&stop));
+    servers[2].relaunch();
+    let began = Instant::now();
+    while !servers[2].log().contains("applied snapshot") {
+        assert!(began.elapsed() < LIMIT, "{}", servers[2].log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    servers.iter_mut().for_each(Server::kill);
+    stop.store(true, Ordering::Relaxed);
+    keeper.join().unwrap();
+    let received = files(&kept).pop().expect("a received snapshot");
+
+    // What the crash would have left.
+    let snapshots = data.join("member/snap");
+    fs::create_dir_all(&snapshots).unwrap();
+    fs::copy(kept.join(&received), snapshots.join(&received)).unwrap();
+    fs::remove_dir_all(data.join("member/engine")).unwrap();
+    copy(&old.join("member/engine"), &data.join("member/engine"));
+    let whole = check(&data, &[]);
+    assert_eq!(whole.status.code(), Some(0), "{}", said(&whole));
+
+    let seed = rand::rng().random::<u64>();
+    let mut rng = StdRng::seed_from_u64(seed);
+    for _ in 0..6 {
+        let damaged = folder.path().join("c-damaged");
+        copy(&data, &damaged);
+        let flipped = flip(&damaged.join("member/snap").join(&received), &mut rng).unwrap();
+        let mut server =
+            Server::launch_single(Kind::Cairn, &damaged, folder.path().join("log"), &[]);
+        let began = Instant::now();
+        while server.ended().is_none() {
+            assert!(
+                began.elapsed() < LIMIT,
+                "{seed} {flipped}: {}",
+                server.log()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let words = last_words(&server);
+        let named = words.contains(received.to_str().unwrap());
+        assert!(
+            named && words.contains(ADVICE[0]),
+            "{seed} {flipped}: {words}"
+        );
+        let checked = check(&damaged, &[]);
+        assert_eq!(checked.status.code(), Some(1), "{}", said(&checked));
+        fs::remove_dir_all(&damaged).unwrap();
+    }
+    // As it came it becomes the state.
+    servers.iter_mut().for_each(Server::relaunch);
+    servers.iter_mut().for_each(Server::wait_ready);
+    let installed = "installing a snapshot that was received";
+    assert!(servers[2].log().contains(installed), "{}", servers[2].log());
+    put(servers[2].url(), "last", "1").await;
+    let began = Instant::now();
+    loop {
+        let [a, c] = [&servers[0], &servers[2]].map(|server| state(server.url()));
+        let (a, c) = (a.await.unwrap(), c.await.unwrap());
+        if a == c {
+            break;
+        }
+        assert!(began.elapsed() < LIMIT, "{a:?}\n{c:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Everything that a look at a folder could change.
