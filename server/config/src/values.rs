@@ -126,33 +126,31 @@ pub(crate) const GATES: &[Gate] = &[
     gate("TxnModeWriteWithSharedBuffer", true, false),
 ];
 
-/// Whether a gate is open, by a list that [`problem`] has passed. Of a name that comes twice the
-/// last counts, and one that is named is not changed by those that stand for many.
+/// Whether a gate is open, by a list that [`problem`] has passed. One that is named is not changed
+/// by those that stand for many.
 pub(crate) fn is_open(gates: &str, gate: &Gate) -> bool {
-    let pairs = gates.split(',').filter_map(|pair| pair.split_once('='));
-    let (mut own, mut of_stage) = (None, None);
     let stage = if gate.is_beta { ALL_BETA } else { ALL_ALPHA };
-    for (name, value) in pairs {
-        let value = bool(value.trim());
-        if name.trim() == gate.name {
-            own = value;
-        } else if name.trim() == stage {
-            of_stage = value;
-        }
-    }
-    own.or(of_stage).unwrap_or(gate.is_beta)
+    let own = set(gates, gate.name);
+    own.or_else(|| set(gates, stage)).unwrap_or(gate.is_beta)
+}
+
+/// What a list sets a name to; of one that comes twice the last counts.
+fn set(gates: &str, name: &str) -> Option<bool> {
+    let pairs = gates.split(',').filter_map(|pair| pair.split_once('='));
+    let last = pairs.rev().find(|(found, _)| found.trim() == name);
+    last.and_then(|(_, value)| bool(value.trim()))
 }
 
 /// All gates, those that stand for many among them: name, stage, whether it is open.
 pub(crate) fn all_gates(gates: &str) -> Vec<(&'static str, &'static str, bool)> {
-    let many = [ALL_ALPHA, ALL_BETA].map(|name| gate(name, false, true));
-    let many = many.iter().zip([ALPHA, BETA]);
-    let many = many.map(|(gate, stage)| (gate.name, stage, is_open(gates, gate)));
+    // These follow nobody.
+    let many = [(ALL_ALPHA, ALPHA), (ALL_BETA, BETA)];
+    let many = many.map(|(name, stage)| (name, stage, set(gates, name) == Some(true)));
     let each = GATES.iter().map(|gate| {
         let stage = if gate.is_beta { BETA } else { ALPHA };
         (gate.name, stage, is_open(gates, gate))
     });
-    many.chain(each).collect()
+    many.into_iter().chain(each).collect()
 }
 
 /// Whether a gate is open when nobody says anything.
