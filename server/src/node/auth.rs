@@ -349,21 +349,42 @@ fn auth_reply(reply: Reply) -> Result<AuthReply, Error> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
     fn passwords_hashed_by_go_are_recognised() {
-        // golang.org/x/crypto/bcrypt, cost 4.
         let check = |hash: &'static str, password: &str, right: bool| {
             assert_eq!(is_password(&hash.into(), password), right, "{hash}");
         };
-        let made = bcrypt::hash_with_result("secret", 4).unwrap();
-        let made = made.format_for_version(bcrypt::Version::TwoA);
-        assert!(made.starts_with("$2a$04$"));
-        assert!(is_password(&made.clone().into(), "secret"));
-        assert!(!is_password(&made.into(), "secret2"));
+        // Of golang.org/x/crypto/bcrypt, as etcd uses it.
+        let secret = "$2a$04$.Pcf/Xfr0FnVCotX7IdJxuo3ImZhhu5WY0g8wxtd/YH3SsgJ2J71.";
+        check(secret, "secret", true);
+        check(secret, "secret2", false);
+        check(secret, "", false);
+        let empty = "$2a$04$KOPr2EzIHQd9EoLs3RCPK.Y8YbWOCwBXetmKNVZy9avVXTzpGbm0y";
+        check(empty, "", true);
+        check(empty, " ", false);
+        let letters = "$2a$04$CR7omnEPe7acKqD6vZnlOu2rDxzj7XfBPj3tcn12p7Qk.Yz3MQf7q";
+        check(letters, "p\u{e4}ss\u{e9}\u{2603}", true);
+        let longest = "$2a$04$s/9vLqM0Yr3vA4uS0Q/lNOIG2JuK5boMotZkLLAjvjkDNpjNFjJZ2";
+        check(longest, &"x".repeat(72), true);
+        check(longest, &"x".repeat(71), false);
         check("", "", false);
         check("ann", "ann", false);
+    }
+
+    #[tokio::test]
+    async fn passwords_are_hashed_as_go_reads_them() {
+        let access = Access::new(4, Arc::default());
+        let hashed = access.hashed("secret".to_owned()).await.unwrap();
+        let hash = Bytes::from(STANDARD.decode(hashed).unwrap());
+        assert!(hash.starts_with(b"$2a$04$"));
+        assert!(is_password(&hash, "secret") && !is_password(&hash, "secre"));
+        let long = access.hashed("x".repeat(73)).await;
+        assert_eq!(long, Err(Error::PasswordTooLong));
+        assert_eq!(Access::new(3, Arc::default()).bcrypt_cost, 10);
     }
 
     #[test]

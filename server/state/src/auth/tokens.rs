@@ -23,6 +23,12 @@ struct Token {
     until: Duration,
 }
 
+impl Default for Tokens {
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
 impl Tokens {
     pub(crate) fn new(enabled: bool) -> Self {
         Self {
