@@ -141,7 +141,7 @@ impl Checker<'_> {
         };
         self.summary.answered += 1;
         let (revision, last) = (response.revision, self.log.last());
-        let wrote = self.wrote(&operation.request, response);
+        let wrote = self.wrote(operation, response);
         if revision > last && !wrote {
             return Err(Violation::NeverWas {
                 operation: format!("{operation:?}"),
@@ -167,16 +167,20 @@ impl Checker<'_> {
     }
 
     /// Whether an answered operation changed something, and so has a revision of its own.
-    fn wrote(&self, request: &Request, response: &Response) -> bool {
+    fn wrote(&self, operation: &Operation, response: &Response) -> bool {
+        let request = &operation.request;
         match request {
             Request::Range { .. } | Request::Compact { .. } | Request::LeaseGrant { .. } => false,
             Request::LeaseRevoke { .. } => {
+                // The keys may have gone with an earlier lease of that ID, and this one had none.
                 let revision = response.revision;
+                let known = self.sightings.known_before(operation.start);
                 let (_, events) = self.log.model.carry_out(request, revision - 1);
                 let happened = self.log.at(revision);
                 !events.is_empty()
                     && same(&events, happened)
                     && !self.claims.contains_key(&revision)
+                    && known.is_none_or(|known| known < revision)
             }
             Request::Put { .. } | Request::Delete { .. } | Request::Txn(_) => {
                 changed(&response.kind)

@@ -32,8 +32,11 @@ pub(crate) struct Checks {
     /// The highest commit index of anybody.
     commit: u64,
     marks: BTreeMap<u64, Mark>,
-    /// The state of whoever applied an entry at which members are compared.
-    states: BTreeMap<u64, String>,
+    /// The state of whoever applied an entry at which members are compared, by where its hash counts
+    /// from: a hash that was kept of a compaction counts from the one before.
+    states: BTreeMap<(u64, i64), String>,
+    /// The hashes of compactions, by the revisions that they cover.
+    hashes: BTreeMap<(i64, i64), u32>,
     /// All events, by their revisions.
     truth: BTreeMap<i64, Vec<Event>>,
 }
@@ -122,6 +125,11 @@ impl Checks {
         for events in &applied.events {
             self.events(node.id, events);
         }
+        if let Some(hash) = &applied.hash {
+            let covered = (hash.compact_revision, hash.revision);
+            let before = *self.hashes.entry(covered).or_insert(hash.hash);
+            assert_eq!(before, hash.hash, "member {}: {hash:?}", node.id);
+        }
         let index = node.machine.published().applied.index;
         if index > 0 && index.is_multiple_of(COMPARE_EVERY) {
             self.compare(node, index);
@@ -148,16 +156,18 @@ impl Checks {
     pub fn compare(&mut self, node: &Node, index: u64) {
         let published = node.machine.published();
         let view = &published.view;
-        let hash = view.hash_kv(view.revision()).unwrap().hash;
+        let hash = view.hash_kv(view.revision()).unwrap();
         let leases = node.with_leases(|leases| leases.ids().into_iter().collect::<BTreeSet<i64>>());
         let own = format!(
-            "hash {hash}, revision {}, compacted {}, keys {}, leases {leases:?}, members {:?}",
+            "hash {}, revision {}, compacted {}, keys {}, leases {leases:?}, members {:?}",
+            hash.hash,
             view.revision(),
             view.compact_revision(),
             view.key_count(),
             published.members
         );
-        let before = self.states.entry(index).or_insert_with(|| own.clone());
+        let at = (index, hash.compact_revision);
+        let before = self.states.entry(at).or_insert_with(|| own.clone());
         assert_eq!(*before, own, "member {} at entry {index}", node.id);
     }
 }

@@ -53,7 +53,7 @@ impl Clients {
                 prev_kv: rng.random_bool(0.5),
             },
             42..52 => self.swap(rng, n),
-            52..56 => several(rng, n),
+            52..56 => several(self.past(rng, BACK), rng, n),
             56..59 => Request::LeaseGrant {
                 id: rng.random_range(1..=LEASES),
                 ttl: self.lease_time,
@@ -157,8 +157,10 @@ fn put(rng: &mut StdRng, n: usize) -> Request {
     }
 }
 
-/// Changes several keys at one revision.
-fn several(rng: &mut StdRng, n: usize) -> Request {
+/// Changes several keys at one revision, reads them, and now and then the past too, which may be
+/// compacted: then nothing may have changed.
+fn several(past: i64, rng: &mut StdRng, n: usize) -> Request {
+    let past = if rng.random_bool(0.3) { past } else { 0 };
     let first = rng.random_range(0..KEYS - 3);
     let name = |at: u64| Bytes::from(format!("k{:02}", first + at));
     let put = |at| TxnOp::Put {
@@ -179,7 +181,7 @@ fn several(rng: &mut StdRng, n: usize) -> Request {
             TxnOp::Range {
                 keys: KeyRange::all(),
                 limit: 0,
-                revision: 0,
+                revision: past,
                 count_only: false,
             },
         ],

@@ -202,6 +202,31 @@ impl World {
         Some("slow apply")
     }
 
+    /// A snapshot is on its way into a member: now and then it takes long there, and meanwhile the
+    /// member is cut off until it needs another.
+    pub(crate) fn disturb_install(&mut self, id: u64) {
+        if !self.settings.faults || self.rng.random_bool(0.7) {
+            return;
+        }
+        let (apart, slow) = (
+            self.rng.random_range(SECOND..4 * SECOND),
+            self.rng.random_range(2 * SECOND..10 * SECOND),
+        );
+        let others: Vec<u64> = self
+            .slots
+            .keys()
+            .copied()
+            .filter(|other| *other != id)
+            .collect();
+        self.network.isolate(id, &others, false, true);
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.slow_apply = slow;
+        }
+        self.after(apart, Event::Repair(Repair::Network));
+        self.after(slow, Event::Repair(Repair::Apply(id)));
+        *self.report.faults.entry("slow install").or_default() += 1;
+    }
+
     fn fault_clock(&mut self, id: u64) -> Option<&'static str> {
         if !self.clocks_jump {
             return None;

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus::{Append, Boot, Config, Driver, FetchRequest, Output, ReadReady, Role};
-use mvcc::{CompactionProgress, Engine, MemEngine, RevisionEvents};
+use mvcc::{CompactionProgress, Engine, KeyValueHash, MemEngine, RevisionEvents};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest, RequestHeader},
@@ -25,6 +25,10 @@ use crate::disk::{Buckets, Disk, LOG, filled, wal_options};
 
 /// Entries that are kept for members that lag a little.
 const CATCH_UP: u64 = 10;
+/// Bytes of entries that stay in memory, that go in one message, and that are applied at once.
+const CACHE_BYTES: usize = 1 << 10;
+/// Messages to a follower that are not answered.
+const MAX_INFLIGHT: usize = 16;
 /// The raft clock, as etcd's.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// Added to leases when the leader changes, as the server adds its election timeout.
@@ -83,6 +87,8 @@ pub(crate) struct Applied {
     pub events: Vec<RevisionEvents>,
     pub replies: Vec<(Waits, Result<Reply, Error>)>,
     pub members: Vec<MemberChange>,
+    /// Of a compaction.
+    pub hash: Option<KeyValueHash>,
     pub removed_self: bool,
 }
 
@@ -186,8 +192,15 @@ impl Node {
             last_term,
             terms: terms.unwrap(),
         };
-        let mut config = Config::new(id);
-        config.seed = seed;
+        let config = Config {
+            seed,
+            // Small, so that entries leave memory, and outputs are cut, within a minute.
+            cache_bytes: CACHE_BYTES,
+            max_size_per_msg: CACHE_BYTES as u64,
+            max_committed_bytes_per_output: CACHE_BYTES as u64,
+            max_inflight: MAX_INFLIGHT,
+            ..Config::new(id)
+        };
         let mut hub = Hub::new(machine.published().view.revision(), FRAGMENT_BYTES);
         hub.limit_streams(STREAM_BYTES);
         Ok(Self {
@@ -446,8 +459,9 @@ impl Node {
         }
     }
 
-    /// Applies the oldest committed entries, as the apply thread does.
-    pub fn apply(&mut self, now: Duration) -> Result<Applied, Died> {
+    /// Applies the oldest committed entries, up to `gather` outputs' at once, as the apply thread
+    /// does.
+    pub fn apply(&mut self, gather: usize, now: Duration) -> Result<Applied, Died> {
         self.boundary()?;
         match self.to_apply.pop_front() {
             None => Ok(Applied::default()),
@@ -460,6 +474,16 @@ impl Node {
                 })
             }
             Some(ToApply::Entries(mut entries)) => {
+                for _ in 1..gather {
+                    match self.to_apply.pop_front() {
+                        Some(ToApply::Entries(more)) => entries.extend(more),
+                        Some(other) => {
+                            self.to_apply.push_front(other);
+                            break;
+                        }
+                        None => break,
+                    }
+                }
                 // Batches end where members are compared.
                 let stop = entries
                     .iter()
@@ -495,6 +519,7 @@ impl Node {
         if outcome.term_began && self.leads && applied.term == self.driver.status().term {
             self.with_leases(|leases| leases.promote(now, ELECTION));
         }
+        let hash = outcome.compaction_hash.map(|hash| hash.compute().unwrap());
         let mut members = Vec::new();
         for change in outcome.conf_changes {
             if let Some(change) = change.change {
@@ -514,6 +539,7 @@ impl Node {
             events: outcome.events,
             replies,
             members,
+            hash,
             removed_self: outcome.removed_self,
         })
     }

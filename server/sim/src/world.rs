@@ -33,8 +33,8 @@ pub(crate) const MILLI: Time = 1_000 * MICRO;
 /// A second of the world.
 pub const SECOND: Time = 1_000 * MILLI;
 
-/// Members at the beginning.
-const FOUNDERS: u64 = 3;
+/// Members at the beginning, one of these.
+const FOUNDERS: [u64; 8] = [1, 3, 3, 3, 3, 3, 3, 5];
 const CLIENTS: u64 = 10;
 const SESSIONS: usize = 4;
 /// A client waits so long for an answer.
@@ -47,6 +47,8 @@ const PARTING: Time = SECOND;
 const HEALING: Time = 60 * SECOND;
 /// How long it must be quiet to be at rest.
 const QUIET: Time = 2 * SECOND;
+/// A stream has no more for its client than it takes so often.
+const MOST_TAKES: usize = 10_000;
 /// A lease lives for this share of its time at least, in hundredths, however fast the clock of its
 /// leader is.
 const LEASE_SHARE: u64 = 90;
@@ -193,6 +195,7 @@ impl World {
     /// A new cluster.
     pub fn new(seed: u64, settings: Settings) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
+        let founders = FOUNDERS[rng.random_range(0..FOUNDERS.len())];
         let clocks_jump = settings.faults && rng.random_bool(0.3);
         let mut world = Self {
             now: 0,
@@ -201,7 +204,7 @@ impl World {
             queue: BinaryHeap::new(),
             slots: BTreeMap::new(),
             network: Network::default(),
-            keeper: Keeper::new(FOUNDERS + 1),
+            keeper: Keeper::new(founders + 1),
             clients: Clients::new(match clocks_jump {
                 true => 0,
                 false => convert::LEASE_SECONDS as u64 * SECOND * LEASE_SHARE / 100,
@@ -214,8 +217,8 @@ impl World {
             heals: false,
             rng,
         };
-        let members: Vec<Member> = (1..=FOUNDERS).map(member).collect();
-        for id in 1..=FOUNDERS {
+        let members: Vec<Member> = (1..=founders).map(member).collect();
+        for id in 1..=founders {
             world.add_slot(id, Disk::found(id, &members));
             world.start(id);
         }
@@ -439,7 +442,7 @@ impl World {
     fn do_step(&mut self, id: u64, step: Step) -> Result<(), Died> {
         let clock = self.clock(id);
         let gather = self.rng.random_range(1..5);
-        let flushes = self.rng.random_bool(0.4);
+        let (flushes, defragments) = (self.rng.random_bool(0.4), self.rng.random_bool(0.02));
         let Some(node) = self.node(id) else {
             return Ok(());
         };
@@ -454,7 +457,7 @@ impl World {
             }
             Step::Fetch => node.fetch(),
             Step::Apply => {
-                let applied = node.apply(clock)?;
+                let applied = node.apply(gather, clock)?;
                 self.applied(id, applied);
             }
             Step::Compact => {
@@ -463,6 +466,10 @@ impl World {
             Step::House => {
                 if flushes {
                     node.disk.engine.flush_all(true).unwrap();
+                }
+                if defragments {
+                    node.disk.engine.defragment().unwrap();
+                    node.machine.defragmented().unwrap();
                 }
                 node.truncate()?;
                 node.hub.progress_tick();
@@ -572,6 +579,9 @@ impl World {
             }
         }
         self.report.delivered += 1;
+        if state.is_some() {
+            self.disturb_install(to);
+        }
         let mut out = Out::default();
         self.node(to).unwrap().step(*message, state, &mut out);
         self.sent(to, out);
@@ -905,7 +915,7 @@ impl World {
 
 /// Takes all that a member has for a stream.
 fn take_all(session: &mut Session, node: &mut Node, now: Time) {
-    loop {
+    for _ in 0..MOST_TAKES {
         session.take(node, now);
         if node.hub.gauges().pending_events == 0 && !node.hub.is_behind() {
             break;

@@ -284,6 +284,28 @@ fn leases_end_in_time() {
     assert_found!(history, Violation::InventedWrite { revision: 3, .. });
 }
 
+#[test]
+fn a_lease_without_keys_takes_none_with_it() {
+    let grant = Request::LeaseGrant { id: 5, ttl: 1 };
+    let revoke = Request::LeaseRevoke { id: 5 };
+    let mut history = steps(&[
+        grant.clone(),
+        Request::Put {
+            key: key("a"),
+            value: key("1"),
+            lease: 5,
+            prev_kv: false,
+        },
+        revoke.clone(),
+        get("a"),
+        grant,
+        revoke,
+    ]);
+    // The first one ends by itself; the second revocation is told the revision of that.
+    history.operations.remove(2);
+    assert_eq!(check(&history).unwrap().expired, 1);
+}
+
 /// A watcher of all keys from revision 2 on that is told revision by revision.
 fn watched() -> History {
     let mut history = run(11, 60);
