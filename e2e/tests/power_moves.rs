@@ -34,6 +34,8 @@ const VALUE: usize = 10_000;
 /// How long anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
+/// The name of what is exported.
+const EXPORTED: &str = "exported";
 const SHORT: [&str; 2] = [
     "--cairn-wal-segment-bytes=65536",
     "--snapshot-catchup-entries=10",
@@ -202,11 +204,16 @@ async fn an_export_survives_power_cuts() {
     copy_synced(&rest.path().join("m"), &data);
     let (mut done, mut exports, mut whole, mut calls) = (0, 0, 0, 300);
     while done < cuts {
-        let output = power.path().join(format!("e{exports}"));
+        let output = power.path().join(EXPORTED);
         exports += 1;
         for _ in 0..rng.random_range(1..=IN_A_ROW) {
             let before = power.calls();
-            power.arm(Moment::Calls(rng.random_range(0..calls)));
+            let moment = match rng.random_range(0..4) {
+                // When it gets its name.
+                0 => Moment::Name(EXPORTED, rng.random_range(0..2)),
+                _ => Moment::Calls(rng.random_range(0..calls)),
+            };
+            power.arm(moment);
             let status = export(&data, &output);
             if !power.is_cut() {
                 assert!(status.success());
@@ -230,6 +237,8 @@ async fn an_export_survives_power_cuts() {
         assert_eq!(hash(server.url(), 0).await, expected, "export {exports}");
         server.kill();
         fs::remove_dir_all(&output).unwrap();
+        // Or a later cut brings it back.
+        File::open(power.path()).unwrap().sync_all().unwrap();
     }
     println!("{done} power cuts in {exports} exports, {whole} of them whole after a cut");
 }

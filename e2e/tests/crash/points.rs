@@ -2,6 +2,7 @@
 //! as if nothing had been.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::{Command, Output},
@@ -15,15 +16,91 @@ use e2e::{
     free_port,
 };
 use proto::etcdserverpb::{
-    DefragmentRequest, HashKvRequest, maintenance_client::MaintenanceClient,
+    CompactionRequest, DefragmentRequest, HashKvRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, kv_client::KvClient, maintenance_client::MaintenanceClient, request_op::Request,
 };
 use serde_json::json;
+use tonic::Code;
 
 const KEYS: usize = 20;
 const READY: &str = "ready to serve client requests";
 /// How long a member that is to die may take.
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
+
+/// What a member passes that founds its cluster.
+const FOUNDING: &[&str] = &[
+    "walBeforeFill=panic",
+    "walAfterFill=panic",
+    "walBeforeHeadSync=panic",
+    "walBeforeSegmentRename=panic",
+    "walBeforeSegmentDirSync=panic",
+    "walBeforeCreateRename=panic",
+    "walAfterCreateRename=panic",
+    "bootAfterCreateLog=panic",
+    "walBeforeSync=panic",
+    "bootAfterFound=panic",
+    "engineBeforeRename=panic",
+    "engineBeforeDirSync=panic",
+    "bootAfterClaim=panic",
+    "engineBeforeRename=1*off->panic",
+    "engineBeforeDirSync=1*off->panic",
+    "engineBeforeRename=2*off->panic",
+    "engineBeforeDirSync=2*off->panic",
+    "beforeApplyOneConfChange=panic",
+    "beforePublishing=panic",
+    "beforeApplyOneEntryNormal=panic",
+    "beforeCommit=panic",
+    "afterCommit=panic",
+];
+/// What one passes that takes over a data directory of etcd's.
+const TAKEOVER: &[&str] = &[
+    "engineBeforeRename=panic",
+    "bootAfterClaim=panic",
+    "engineBeforeRename=1*off->panic",
+    "engineAfterBuild=panic",
+    "importAfterBatch=panic",
+    "importBeforeFlush=panic",
+    "beforeCommit=panic",
+    "afterCommit=panic",
+    "engineBeforeSwitch=panic",
+    "engineBeforeRename=2*off->panic",
+    "engineBeforeDirSync=2*off->panic",
+    "engineAfterSwitch=panic",
+    "takeoverBeforeAside=panic",
+    "takeoverBeforeDirSync=panic",
+    "beforePublishing=panic",
+];
+/// What an export passes.
+const EXPORT: &[&str] = &[
+    "exportAfterLog=panic",
+    "exportAfterDatabase=panic",
+    "exportAfterSnap=panic",
+    "exportBeforeRename=panic",
+    "exportBeforeDirSync=panic",
+];
+/// What one passes under the bootstrap guard.
+const GUARD: &[&str] = &[
+    "guardBeforeRename=panic",
+    "guardBeforeDirSync=panic",
+    "guardBeforeRename=1*off->panic",
+    "guardBeforeDirSync=1*off->panic",
+    "walBeforeCreateRename=panic",
+    "bootAfterCreateLog=panic",
+    "guardBeforeMark=panic",
+    "guardBeforeRename=2*off->panic",
+    "guardBeforeDirSync=2*off->panic",
+    "guardBeforeRename=3*off->panic",
+    "guardBeforeDirSync=3*off->panic",
+];
+/// What a compaction of more rows than go at once passes.
+const COMPACTION: &[&str] = &[
+    "compactBeforeCommitBatch=panic",
+    "compactAfterCommitBatch=panic",
+    "compactAfterCommitBatch=1*off->panic",
+];
+/// What rounds of faults let fail, without an end.
+const FAILING: &[&str] = &["raftDropHeartbeat", "snapDBDirSyncError"];
 
 fn named(terms: &str) -> &str {
     terms.split('=').next().unwrap()
@@ -66,31 +143,7 @@ async fn check(server: &Server) {
 #[tokio::test]
 async fn a_founding_that_dies_at_any_step_is_done_again() {
     let folder = tempfile::tempdir().unwrap();
-    let points = [
-        "walBeforeFill=panic",
-        "walAfterFill=panic",
-        "walBeforeHeadSync=panic",
-        "walBeforeSegmentRename=panic",
-        "walBeforeSegmentDirSync=panic",
-        "walBeforeCreateRename=panic",
-        "walAfterCreateRename=panic",
-        "bootAfterCreateLog=panic",
-        "walBeforeSync=panic",
-        "bootAfterFound=panic",
-        "engineBeforeRename=panic",
-        "engineBeforeDirSync=panic",
-        "bootAfterClaim=panic",
-        "engineBeforeRename=1*off->panic",
-        "engineBeforeDirSync=1*off->panic",
-        "engineBeforeRename=2*off->panic",
-        "engineBeforeDirSync=2*off->panic",
-        "beforeApplyOneConfChange=panic",
-        "beforePublishing=panic",
-        "beforeApplyOneEntryNormal=panic",
-        "beforeCommit=panic",
-        "afterCommit=panic",
-    ];
-    for (number, terms) in points.iter().enumerate() {
+    for (number, terms) in FOUNDING.iter().enumerate() {
         let name = format!("m{number}");
         let mut server = dies(folder.path(), &name, terms);
         server.restart();
@@ -138,24 +191,7 @@ fn copy(from: &Path, to: &Path) {
 async fn a_takeover_that_dies_at_any_step_is_done_again() {
     let folder = tempfile::tempdir().unwrap();
     let (directory, expected) = of_etcd(folder.path()).await;
-    let points = [
-        "engineBeforeRename=panic",
-        "bootAfterClaim=panic",
-        "engineBeforeRename=1*off->panic",
-        "engineAfterBuild=panic",
-        "importAfterBatch=panic",
-        "importBeforeFlush=panic",
-        "beforeCommit=panic",
-        "afterCommit=panic",
-        "engineBeforeSwitch=panic",
-        "engineBeforeRename=2*off->panic",
-        "engineBeforeDirSync=2*off->panic",
-        "engineAfterSwitch=panic",
-        "takeoverBeforeAside=panic",
-        "takeoverBeforeDirSync=panic",
-        "beforePublishing=panic",
-    ];
-    for (number, terms) in points.iter().enumerate() {
+    for (number, terms) in TAKEOVER.iter().enumerate() {
         let name = format!("t{number}");
         copy(&directory, &folder.path().join(&name));
         let mut server = dies(folder.path(), &name, terms);
@@ -173,14 +209,7 @@ async fn an_export_that_dies_at_any_step_leaves_all_or_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (_, expected) = of_etcd(folder.path()).await;
     let data = folder.path().join("m");
-    let points = [
-        "exportAfterLog=panic",
-        "exportAfterDatabase=panic",
-        "exportAfterSnap=panic",
-        "exportBeforeRename=panic",
-        "exportBeforeDirSync=panic",
-    ];
-    for (number, terms) in points.iter().enumerate() {
+    for (number, terms) in EXPORT.iter().enumerate() {
         let name = format!("e{number}");
         let output = folder.path().join(&name);
         let died = export(&data, &output, terms);
@@ -248,19 +277,7 @@ fn guarded(folder: &Path, terms: &str) -> Process {
 
 #[test]
 fn a_guarded_member_that_dies_at_any_step_begins_as_its_record_says() {
-    for terms in [
-        "guardBeforeRename=panic",
-        "guardBeforeDirSync=panic",
-        "guardBeforeRename=1*off->panic",
-        "guardBeforeDirSync=1*off->panic",
-        "walBeforeCreateRename=panic",
-        "bootAfterCreateLog=panic",
-        "guardBeforeMark=panic",
-        "guardBeforeRename=2*off->panic",
-        "guardBeforeDirSync=2*off->panic",
-        "guardBeforeRename=3*off->panic",
-        "guardBeforeDirSync=3*off->panic",
-    ] {
+    for terms in GUARD {
         let folder = tempfile::tempdir().unwrap();
         let mut process = guarded(folder.path(), terms);
         process.wait_end();
@@ -270,6 +287,82 @@ fn a_guarded_member_that_dies_at_any_step_begins_as_its_record_says() {
         process.wait_for(READY);
         assert!(folder.path().join("marks/r-1").exists(), "{terms}");
     }
+}
+
+/// Puts 100 keys at once, so often.
+async fn put_many(url: &str, times: usize) -> i64 {
+    let mut revision = 0;
+    for time in 0..times {
+        let put = |key: usize| RequestOp {
+            request: Some(Request::RequestPut(PutRequest {
+                key: format!("k{key}").into(),
+                value: format!("{time}").into(),
+                ..PutRequest::default()
+            })),
+        };
+        let txn = TxnRequest {
+            success: (0..100).map(put).collect(),
+            ..TxnRequest::default()
+        };
+        let mut kv = KvClient::new(channel(url));
+        let done = eventually("txn", async || kv.txn(txn.clone()).await).await;
+        revision = done.into_inner().header.unwrap().revision;
+    }
+    revision
+}
+
+#[tokio::test]
+async fn a_compaction_that_dies_between_two_pieces_goes_on() {
+    for terms in COMPACTION {
+        let folder = tempfile::tempdir().unwrap();
+        let member = Member::new(Kind::Cairn, "m").with_failpoints(terms);
+        let mut server = member.launch(folder.path(), &[&member], "new");
+        server.wait_ready();
+        let url = server.url().to_owned();
+        let revision = put_many(&url, 13).await;
+        let compact = CompactionRequest {
+            revision: revision - 1,
+            physical: true,
+        };
+        let died = KvClient::new(channel(&url)).compact(compact).await;
+        assert!(died.is_err(), "{terms}: {died:?}");
+        assert_eq!(died_at(&server.log()), Some(named(terms)));
+        server.failpoints().at_start("");
+        server.kill();
+        server.restart();
+        let before = hash(&server).await;
+        // What was acknowledged to nobody is done or not; the next one comes behind it.
+        let compact = CompactionRequest {
+            revision,
+            physical: true,
+        };
+        let mut kv = KvClient::new(channel(&url));
+        eventually("compact", async || kv.compact(compact).await).await;
+        let old = RangeRequest {
+            key: "k1".into(),
+            revision: revision - 1,
+            ..RangeRequest::default()
+        };
+        let refused = kv.range(old).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange);
+        assert_eq!(get(&url, "k99", false).await.as_deref(), Some("12"));
+        assert_eq!(before.1, hash(&server).await.1, "{terms}");
+    }
+}
+
+/// A point that no test reaches shows nothing.
+#[test]
+fn every_point_has_a_test() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = Member::new(Kind::Cairn, "m").with_failpoints("");
+    let mut server = member.launch(folder.path(), &[&member], "new");
+    server.wait_ready();
+    let there: BTreeSet<String> = server.failpoints().names().into_iter().collect();
+    let lists = [FOUNDING, TAKEOVER, EXPORT, GUARD, COMPACTION, FAILING];
+    let tried = lists.into_iter().flatten().map(|terms| named(terms));
+    let tried = tried.chain(crate::rounds::points());
+    let tried: BTreeSet<String> = tried.map(str::to_owned).collect();
+    assert_eq!(tried, there);
 }
 
 /// The protocol is gofail's, and the ordinary server does not speak it.

@@ -112,6 +112,12 @@ const STARTING: &[&str] = &[
     "beforePublishing",
 ];
 
+/// All of these.
+pub fn points() -> impl Iterator<Item = &'static str> {
+    let all = UNDER_LOAD.iter().chain(INSTALLING).chain(STARTING);
+    all.chain([&SENDING]).copied()
+}
+
 /// What goes wrong in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -190,10 +196,8 @@ impl Tally {
     }
 
     fn unreached(&self) -> Vec<&'static str> {
-        let all = UNDER_LOAD.iter().chain(INSTALLING).chain(STARTING);
-        let all = all.chain([&SENDING]);
         let reached = |point: &&str| self.points.get(point).is_some_and(|(_, hit)| *hit > 0);
-        let mut left: Vec<_> = all.copied().filter(|point| !reached(point)).collect();
+        let mut left: Vec<_> = points().filter(|point| !reached(point)).collect();
         left.sort_unstable();
         left.dedup();
         left
