@@ -57,7 +57,7 @@ pub(super) async fn watcher(shared: Arc<Shared>, number: usize, from: i64) {
                 key: vec![letter].into(),
                 end: vec![letter + 1].into(),
             },
-            prev_kv: number % 2 == 0,
+            prev_kv: number.is_multiple_of(2),
             ..WatchRecord::default()
         },
         next: from,
