@@ -67,7 +67,7 @@ pub(crate) enum Frame {
         /// Record and padding as they lie in the file.
         raw: Bytes,
     },
-    /// End of the file, or a zero length word: nothing was written from here on.
+    /// End of the file, or a zero length word with zeros behind: nothing was written from here on.
     End,
     /// The file ends inside the frame.
     Short,
@@ -168,7 +168,15 @@ impl<'a, F: VfsFile> FrameReader<'a, F> {
         };
         let word = u64::from_le_bytes(*word);
         if word == 0 {
-            return Ok(Frame::End);
+            // A sector reaches the disk as a whole: what lies behind in this one was written with
+            // the word, or after it.
+            let rest = (SECTOR - self.offset % SECTOR) as usize;
+            self.fill(rest)?;
+            let rest = &self.buffer[..rest.min(self.buffer.len())];
+            return Ok(match rest.iter().all(|byte| *byte == 0) {
+                true => Frame::End,
+                false => Frame::BadWord(0),
+            });
         }
         let (len, top) = (word & ((1 << 56) - 1), word >> 56);
         let pad = top & 0x7;

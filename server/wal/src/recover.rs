@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
 use proto::{
-    raftpb::{ConfState, Entry, HardState},
+    raftpb::{ConfState, Entry, EntryType, HardState},
     walpb,
 };
 
@@ -421,7 +421,17 @@ impl<F: VfsFile> Scan<F> {
                 }
             }
             frame::STATE => {
-                self.hard_state = HardState::decode(data).map_err(garbled)?;
+                let length = data.len();
+                let state = HardState::decode(data).map_err(garbled)?;
+                if state.encoded_len() != length || state.term() < self.hard_state.term() {
+                    return Err(Problem::Record(format!(
+                        "a state of term {} behind one of term {}, or another record's type is \
+                         damaged",
+                        state.term(),
+                        self.hard_state.term()
+                    )));
+                }
+                self.hard_state = state;
                 self.commit();
             }
             frame::ENTRY => self.entry(data, segment, offset)?,
@@ -458,6 +468,7 @@ impl<F: VfsFile> Scan<F> {
             // No log begins below it.
             return Ok(());
         }
+        self.plausible(&entry, index).map_err(Problem::Record)?;
         for record in &mut self.waiting {
             let after = record.mark.index;
             record.followed = index > after && (record.followed || index == after + 1);
@@ -487,6 +498,33 @@ impl<F: VfsFile> Scan<F> {
             self.tail_bytes -= bytes_of(&old);
         }
         Ok(())
+    }
+
+    /// A record's CRC does not cover its type, and a state whose type says entry decodes as one:
+    /// with its term as type, its vote as term, and its commit index as index.
+    fn plausible(&self, entry: &Entry, index: u64) -> Result<(), String> {
+        let bare = entry.data.as_ref().is_none_or(Bytes::is_empty);
+        let fits = match EntryType::try_from(entry.r#type.unwrap_or_default()) {
+            Ok(EntryType::EntryNormal) => true,
+            // The empty change of the second kind leaves a joint membership.
+            Ok(EntryType::EntryConfChangeV2) => true,
+            Ok(EntryType::EntryConfChange) => !bare,
+            Err(_) => false,
+        };
+        // Entries of another history may lie before a snapshot that is not committed yet.
+        let before = match self.waiting.is_empty() {
+            true => self.index.term(index - 1).unwrap_or_default(),
+            false => 0,
+        };
+        match fits && entry.term() >= before {
+            true => Ok(()),
+            false => Err(format!(
+                "entry {index} of type {} and term {} behind one of term {before}, or another \
+                 record's type is damaged",
+                entry.r#type.unwrap_or_default(),
+                entry.term()
+            )),
+        }
     }
 
     /// Takes the snapshot records that are committed by now.
