@@ -1,4 +1,4 @@
-//! What a server does with what it cannot use: flags, ports, disks. It ends with a word that says
+//! What a server does with what it cannot use: flags, ports. It ends with a word that says
 //! what to do, and touches nothing. Where etcd refuses too, with its exit code and its words.
 
 #![allow(clippy::unwrap_used)]
@@ -8,11 +8,10 @@ use std::{
     net::TcpListener,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
-use bytes::Bytes;
 use e2e::{
     Process,
     client::{channel, get, put, status},
@@ -20,9 +19,7 @@ use e2e::{
     process::contents,
     tool,
 };
-use proto::etcdserverpb::{
-    MemberAddRequest, PutRequest, RangeRequest, cluster_client::ClusterClient, kv_client::KvClient,
-};
+use proto::etcdserverpb::{MemberAddRequest, cluster_client::ClusterClient};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const READY: &str = "ready to serve client requests";
@@ -526,139 +523,4 @@ async fn a_word_to_end_is_heard_at_any_time_of_the_start() {
         status(&place.url()).await.leader,
         status(&place.url()).await.header.unwrap().member_id
     );
-}
-
-/// A small file system of its own, in a namespace that ends with its owner.
-struct SmallDisk {
-    holder: Child,
-    path: PathBuf,
-}
-
-impl SmallDisk {
-    fn new(path: &Path, mib: usize) -> Self {
-        fs::create_dir_all(path).unwrap();
-        let mount = format!(
-            "mount -t tmpfs -o size={mib}m tmpfs {} && echo mounted && exec cat",
-            path.display()
-        );
-        // Without an owner its input closes, and with it all is gone.
-        let mut holder = Command::new("unshare")
-            .args(["--map-root-user", "--mount", "sh", "-c", &mount])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = [0; 8];
-        let read = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
-        assert_eq!(
-            &said[..read],
-            b"mounted\n",
-            "no file system could be mounted"
-        );
-        Self {
-            holder,
-            path: path.to_owned(),
-        }
-    }
-
-    /// A command inside of it.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        let pid = self.holder.id().to_string();
-        command.args([
-            "--preserve-credentials",
-            "--user",
-            "--mount",
-            "--target",
-            &pid,
-            program,
-        ]);
-        command
-    }
-
-    fn grow(&self, mib: usize) {
-        let mut command = self.command("mount");
-        command.args(["-o", &format!("remount,size={mib}m")]);
-        assert!(command.arg(&self.path).status().unwrap().success());
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_ends_the_process_and_loses_nothing() {
-    let place = Place::new();
-    let mount = place.folder.path().join("disk");
-    // Two segments of the log fit, and then not much.
-    let disk = SmallDisk::new(&mount, 150);
-    let mut arguments = place.arguments(&[]);
-    arguments[1] = format!("--data-dir={}", mount.join("data").display());
-    let binary = std::env::current_exe().unwrap();
-    let binary = binary.ancestors().nth(2).unwrap().join("cairn");
-    let log = place.folder.path().join("log");
-    let start = || {
-        let command = disk.command(binary.to_str().unwrap());
-        Process::of(
-            command,
-            &log,
-            &arguments,
-            &[("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")],
-        )
-    };
-    let mut process = start();
-    process.wait_for(READY);
-    let mut kv = KvClient::new(channel(&place.url()));
-    let value = Bytes::from(vec![b'v'; 1 << 20]);
-    let mut acknowledged = 0;
-    // More than the disk holds: the end must come.
-    for n in 0..300 {
-        let request = PutRequest {
-            key: format!("k{n:03}").into(),
-            value: value.clone(),
-            ..PutRequest::default()
-        };
-        match kv.put(request).await {
-            Ok(_) => acknowledged = n + 1,
-            Err(_) => break,
-        }
-    }
-    let ended = process.wait_end();
-    let text = process.log();
-    assert_eq!(ended.code(), Some(1), "{text}");
-    assert!(text.contains("No space left on device"), "{text}");
-    assert!(text.contains(mount.to_str().unwrap()), "{text}");
-    assert!(acknowledged > 10, "only {acknowledged} puts");
-    // Without room it says so again, and does no harm.
-    let mut process = start();
-    let again = std::time::Instant::now();
-    while process.is_running() && !process.log().contains(READY) {
-        assert!(
-            again.elapsed() < Duration::from_secs(60),
-            "{}",
-            process.log()
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    process.kill();
-
-    disk.grow(1000);
-    let mut process = start();
-    process.wait_for(READY);
-    let mut kv = KvClient::new(channel(&place.url()));
-    for n in 0..acknowledged {
-        let request = RangeRequest {
-            key: format!("k{n:03}").into(),
-            ..RangeRequest::default()
-        };
-        let found = kv.range(request).await.unwrap().into_inner();
-        assert_eq!(found.kvs.len(), 1, "k{n:03} of {acknowledged} is lost");
-        assert_eq!(found.kvs[0].value, value, "k{n:03}");
-    }
-    put(&place.url(), "after", "w").await;
-    println!("{acknowledged} writes of 1 MiB were acknowledged before the disk was full");
 }
