@@ -145,19 +145,14 @@ impl Member {
         self
     }
 
-    /// The same member as a server of the other kind: data directories go both ways.
-    pub fn run_by(mut self, kind: Kind) -> Self {
-        self.kind = kind;
-        self
-    }
-
     /// The same with more flags.
     pub fn with_flags(mut self, flags: Vec<String>) -> Self {
         self.flags.extend(flags);
         self
     }
 
-    /// The same, run by a server of this kind, without the flags that it had.
+    /// The same, run by a server of this kind, without the flags that it had: data directories go both
+    /// ways.
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self.flags.clear();

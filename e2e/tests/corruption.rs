@@ -96,7 +96,7 @@ impl Prepared {
         let members = self.members.iter().cloned().zip(members);
         let members = members.map(|(member, (kind, flags))| {
             let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-            member.run_by(kind).with_flags(flags)
+            member.with_kind(kind).with_flags(flags)
         });
         Cluster {
             folder: to.to_owned(),
