@@ -18,11 +18,14 @@ use state::{
     Auth, AuthInfo, AuthReply, Error, Published, Reply, Tokens,
     auth::{ROOT, token_index},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tracing::{info, warn};
 
 use super::{
-    backend::NodeBackend,
+    backend::{LOOK_EVERY, NodeBackend},
     shared::{Shared, Snapshot},
 };
 
@@ -97,6 +100,14 @@ fn auth_of(shared: &Shared) -> Arc<Auth> {
     Arc::clone(&shared.published.load().auth)
 }
 
+/// Waits until an entry is applied that may never be: whoever calls may name any. So nothing is
+/// noted for it.
+async fn wait_for_entry(shared: &Shared, index: u64) {
+    while shared.applied.load(Ordering::Acquire) < index {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 impl NodeBackend {
     /// Whether it counts who makes a call.
     pub(super) fn is_auth_enabled(&self) -> bool {
@@ -125,7 +136,7 @@ impl NodeBackend {
         let index = token_index(token).ok_or(Error::InvalidAuthToken)?;
         // This member may be behind the one that gave the token.
         let limit = shared.settings.request_timeout();
-        let known = timeout(limit, shared.wait_applied(index)).await;
+        let known = timeout(limit, wait_for_entry(shared, index)).await;
         known.map_err(|_| Error::InvalidAuthToken)?;
         let user = shared.access.tokens().user_of(token, shared.now());
         user.map(|user| Some(named(user)))

@@ -41,8 +41,8 @@ use super::{
 
 /// A list of more keys is read away from the tasks that serve connections.
 const SMALL_RANGE: i64 = 16;
-/// How often the end of a lease, or a new leader, is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often the end of a lease, a new leader, or what a token rests on is looked for.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The backend of the client edge.
 #[derive(Clone)]

@@ -222,7 +222,7 @@ impl<E: Engine> Batch<'_, E> {
         if !auth::is_auth(r) {
             return Err(Fatal::Unsupported {
                 index,
-                request: "what a newer etcd may write",
+                request: "such request, which a newer etcd may have written",
             });
         }
         let header = header(self.writer.revision());
