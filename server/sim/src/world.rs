@@ -824,11 +824,13 @@ impl World {
             "the cluster does not come to rest: {}",
             self.describe()
         );
-        // What a healed cluster cannot do is no good.
-        for (client, member) in (0..).zip(self.serving()) {
+        // What a healed cluster cannot do is no good. Who was removed may still have to notice.
+        let mut members = self.serving();
+        members.retain(|id| !self.slots[id].removed);
+        let first = self.clients.operations.len();
+        for (client, member) in (0..).zip(members) {
             self.begin(CLIENTS + client, member);
         }
-        let first = self.clients.operations.len() - self.serving().len();
         let until = self.now + 2 * QUIET;
         self.live_until(until);
         for operation in &self.clients.operations[first..] {
