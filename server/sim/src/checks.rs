@@ -191,11 +191,11 @@ fn on_quorum(node: &Node, status: &Status, others: &BTreeMap<u64, u64>, ups: &[&
 
 /// Whether a member has the leader's entry at an index, durably.
 fn holds(node: &Node, leader: &Node, index: u64) -> bool {
-    let status = node.driver.status();
+    // Not what raft takes for durable, which may lag.
     let (own, leaders) = (node.wal.reader(), leader.wal.reader());
     let differs = match (own.term(index), leaders.term(index)) {
         (Some(own), Some(leaders)) => own != leaders,
         _ => false,
     };
-    status.persisted >= index && !differs
+    node.synced >= index && !differs
 }

@@ -114,6 +114,8 @@ pub(crate) struct Node {
     pub wal: Wal<MemVfs>,
     /// Writes of the log that wait for the disk, and since when.
     pub appends: VecDeque<(Append, Duration)>,
+    /// The last entry up to which the log is durable.
+    pub synced: u64,
     pub fetches: VecDeque<FetchRequest>,
     pub to_apply: VecDeque<ToApply>,
     /// States that this member sends, by their index.
@@ -209,6 +211,7 @@ impl Node {
             driver: Driver::new(config, boot).unwrap(),
             machine,
             hub,
+            synced: wal.last_index(),
             wal,
             disk,
             appends: VecDeque::new(),
@@ -433,10 +436,14 @@ impl Node {
             };
             let members = snapshot.conf_state.clone().unwrap();
             self.wal.restart_at(mark, members, state.unwrap())?;
+            self.synced = mark.index;
         }
+        let first = append.entries.first().map_or(u64::MAX, |entry| entry.index());
+        self.synced = self.synced.min(first.saturating_sub(1));
         self.wal.append(&append.entries, state, false)?;
         if sync {
             self.wal.append(&[], None, true)?;
+            self.synced = self.wal.last_index();
         }
         Ok(())
     }

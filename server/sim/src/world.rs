@@ -369,7 +369,7 @@ impl World {
         self.report.snapshots += node.installed as u64;
         slot.persisted = match node.forgets {
             true => 0,
-            false => node.driver.status().persisted,
+            false => node.synced,
         };
         slot.disk = Some(node.disk.crash(how, chance));
         slot.paused = 0;
