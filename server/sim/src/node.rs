@@ -438,7 +438,10 @@ impl Node {
             self.wal.restart_at(mark, members, state.unwrap())?;
             self.synced = mark.index;
         }
-        let first = append.entries.first().map_or(u64::MAX, |entry| entry.index());
+        let first = append
+            .entries
+            .first()
+            .map_or(u64::MAX, |entry| entry.index());
         self.synced = self.synced.min(first.saturating_sub(1));
         self.wal.append(&append.entries, state, false)?;
         if sync {
