@@ -53,7 +53,7 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
         1,
         "should be at least as 5 times",
     );
-    check(&["--force-new-cluster"], 1, "not there yet");
+    check(&["--discovery-srv=example.com"], 1, "not there yet");
     check(
         &["--listen-peer-urls=https://127.0.0.1:1"],
         1,
