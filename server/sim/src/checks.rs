@@ -181,11 +181,21 @@ fn on_quorum(node: &Node, status: &Status, others: &BTreeMap<u64, u64>, ups: &[&
         None => others.get(*id).is_some_and(|last| *last >= status.commit),
     };
     let have = voters.iter().filter(holds).count();
+    let told = |id: &u64| match ups.iter().find(|other| other.id == *id) {
+        Some(up) => format!(
+            "{id}: synced {} of {}, term {:?} there",
+            up.synced,
+            up.wal.last_index(),
+            up.wal.reader().term(status.commit)
+        ),
+        None => format!("{id}: down with {:?}", others.get(id)),
+    };
     assert!(
         have > voters.len() / 2,
-        "member {} commits {} with {have} of {voters:?}",
+        "member {} commits {} with {have} of {:?}",
         node.id,
-        status.commit
+        status.commit,
+        voters.iter().map(told).collect::<Vec<_>>()
     );
 }
 
