@@ -119,12 +119,7 @@ impl Checks {
 
     /// After each batch of entries.
     pub fn applied_batch(&mut self, node: &Node, applied: &Applied) {
-        for entry in &applied.entries {
-            self.entry(node.id, entry);
-        }
-        for events in &applied.events {
-            self.events(node.id, events);
-        }
+        self.entries_and_events(node.id, &applied.entries, &applied.events);
         if let Some(hash) = &applied.hash {
             let covered = (hash.compact_revision, hash.revision);
             let before = *self.hashes.entry(covered).or_insert(hash.hash);
@@ -133,6 +128,16 @@ impl Checks {
         let index = node.machine.published().applied.index;
         if index > 0 && index.is_multiple_of(COMPARE_EVERY) {
             self.compare(node, index);
+        }
+    }
+
+    /// What a member has applied.
+    pub fn entries_and_events(&mut self, id: u64, entries: &[Entry], events: &[RevisionEvents]) {
+        for entry in entries {
+            self.entry(id, entry);
+        }
+        for events in events {
+            self.events(id, events);
         }
     }
 

@@ -118,6 +118,9 @@ pub(crate) struct Node {
     pub synced: u64,
     pub fetches: VecDeque<FetchRequest>,
     pub to_apply: VecDeque<ToApply>,
+    /// What is applied and was not told of yet. A crash right after it may keep it: then nobody else
+    /// may ever apply these entries one by one.
+    pub untold: Option<(Vec<Entry>, Vec<RevisionEvents>)>,
     /// States that this member sends, by their index.
     pub sends: BTreeMap<u64, Arc<Buckets>>,
     /// Snapshots that took the place of its state.
@@ -217,6 +220,7 @@ impl Node {
             appends: VecDeque::new(),
             fetches: VecDeque::new(),
             to_apply: VecDeque::new(),
+            untold: None,
             sends: BTreeMap::new(),
             installed: 0,
             serving: false,
@@ -518,11 +522,13 @@ impl Node {
             .machine
             .apply(&entries, now, &|id| asked.contains_key(&id))
             .unwrap();
+        self.untold = Some((entries.clone(), outcome.events.clone()));
         self.boundary()?;
         if !outcome.conf_changes.is_empty() {
             self.disk.engine.flush_all(true).unwrap();
             self.boundary()?;
         }
+        self.untold = None;
         let applied = outcome.published.applied;
         let revision = outcome.published.view.revision();
         self.hub.publish(&outcome.events, revision);

@@ -457,8 +457,11 @@ impl World {
             }
             Step::Fetch => node.fetch(),
             Step::Apply => {
-                let applied = node.apply(gather, clock)?;
-                self.applied(id, applied);
+                let applied = node.apply(gather, clock);
+                if let Some((entries, events)) = node.untold.take() {
+                    self.checks.entries_and_events(id, &entries, &events);
+                }
+                self.applied(id, applied?);
             }
             Step::Compact => {
                 node.compact();
