@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use e2e::{
     Kind, Member, Server,
-    client::{agree, grow, lead, leader, short, shrink, status},
+    client::{LIMIT, agree, grow, lead, leader, short, shrink, status},
     load::{Load, Options, Targets},
 };
 
@@ -67,6 +71,21 @@ impl<'a> Fleet<'a> {
         self.agree(&[]).await;
     }
 
+    /// The newest member leads, and no longer has what a new one would need first.
+    async fn lead_with_a_short_log(&self) {
+        let newest = self.running.last().unwrap();
+        let began = Instant::now();
+        while !newest.server.log().contains("compacted Raft logs") {
+            assert!(began.elapsed() < LIMIT, "the log is not shortened");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let by = leader(newest.server.url()).await;
+        if by != newest.id {
+            let leading = self.running.iter().find(|one| one.id == by).unwrap();
+            lead(leading.server.url(), newest.id).await;
+        }
+    }
+
     async fn agree(&self, more: &[&str]) {
         let urls = self.running.iter().map(|one| one.server.url());
         agree(&urls.chain(more.iter().copied()).collect::<Vec<_>>()).await;
@@ -85,6 +104,7 @@ async fn move_over_and_back(kind: Kind, cairns: &[&str]) {
         fleet.replace(cairn).await;
     }
     let half = load.operations();
+    fleet.lead_with_a_short_log().await;
     for name in ["f1", "f2", "f3"] {
         fleet.replace(Member::new(kind, name)).await;
     }
