@@ -54,7 +54,7 @@ const CRATES: &[(&str, Part, &[&str])] = &[
             "watch",
         ],
     ),
-    ("history", Core, &[]),
+    ("history", Core, &["proto"]),
     (
         "sim",
         Edge,

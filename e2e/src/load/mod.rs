@@ -337,7 +337,7 @@ async fn base(channel: Channel) -> Base {
     let found = found.into_inner();
     Base {
         revision: found.header.unwrap().revision,
-        kvs: found.kvs.into_iter().map(convert::kv).collect(),
+        kvs: found.kvs.into_iter().map(history::wire::of_kv).collect(),
     }
 }
 

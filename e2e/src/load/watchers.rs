@@ -193,7 +193,7 @@ impl Watcher<'_> {
             let events: Vec<history::Event> = answer
                 .events
                 .into_iter()
-                .map(super::convert::event)
+                .map(history::wire::of_watched)
                 .collect();
             let last = events.last().map_or(0, |event| event.kv.mod_revision);
             self.next = self.next.max(last + 1);

@@ -24,6 +24,7 @@ mod sightings;
 mod tests;
 mod violation;
 mod watches;
+pub mod wire;
 
 pub use check::{Summary, check};
 pub use keys::check_keys;

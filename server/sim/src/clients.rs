@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use history::{
     Compare, Comparison, KeyRange, Operation, Outcome, Refusal, Request, Response, ResponseKind,
-    Target, Txn, TxnOp,
+    Target, Txn, TxnOp, wire,
 };
 use rand::{Rng, rngs::StdRng};
 use state::Error;
 
-use crate::{convert, node::Node, world::Time};
+use crate::{node::Node, world::Time};
 
 /// Keys that clients use.
 const KEYS: u64 = 12;
@@ -215,7 +215,7 @@ fn reading_txn(past: i64, rng: &mut StdRng) -> Request {
 pub(crate) fn only_reads(request: &Request) -> bool {
     match request {
         Request::Range { .. } => true,
-        Request::Txn(txn) => mvcc::is_read_only(&convert::to_txn(txn)),
+        Request::Txn(txn) => mvcc::is_read_only(&wire::to_txn(txn)),
         _ => false,
     }
 }
@@ -232,10 +232,10 @@ pub(crate) fn read(node: &Node, request: &Request) -> Outcome {
             count_only,
             ..
         } => {
-            let range = view.range(&convert::to_range(keys, *limit, *revision, *count_only));
-            range.map(convert::of_range)
+            let range = view.range(&wire::to_range(keys, *limit, *revision, *count_only));
+            range.map(wire::of_range)
         }
-        Request::Txn(txn) => view.txn(&convert::to_txn(txn)).map(convert::of_txn),
+        Request::Txn(txn) => view.txn(&wire::to_txn(txn)).map(wire::of_txn),
         other => unreachable!("{other:?} is no read"),
     };
     match answer {

@@ -1,17 +1,14 @@
-//! Between etcd's messages and what is recorded.
+//! Between the log, the state machine and what is recorded; `history::wire` has the messages of clients.
 
-use bytes::Bytes;
 use history::{
-    Comparison, Event, EventKind, KeyRange, KeyValue, Request, ResponseKind, Target, Txn, TxnOp,
-    TxnResult,
+    Event, EventKind, Request, ResponseKind,
+    wire::{of_delete, of_kv, of_put, of_txn, to_delete, to_put, to_txn},
 };
 use prost::Message as _;
 use proto::{
     etcdserverpb::{
-        CompactionRequest, Compare, DeleteRangeRequest, DeleteRangeResponse, InternalRaftRequest,
-        LeaseGrantRequest, LeaseRevokeRequest, PutRequest, PutResponse, RangeRequest,
-        RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse, compare,
-        request_op, response_op,
+        CompactionRequest, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
+        ResponseHeader,
     },
     mvccpb,
 };
@@ -30,8 +27,8 @@ pub(crate) fn to_entry(request: &Request) -> InternalRaftRequest {
             value,
             lease,
             prev_kv,
-        } => entry.put = Some(put(key, value, *lease, *prev_kv)),
-        Request::Delete { keys, prev_kv } => entry.delete_range = Some(delete(keys, *prev_kv)),
+        } => entry.put = Some(to_put(key, value, *lease, *prev_kv)),
+        Request::Delete { keys, prev_kv } => entry.delete_range = Some(to_delete(keys, *prev_kv)),
         Request::Txn(txn) => entry.txn = Some(to_txn(txn)),
         Request::Compact { revision } => {
             entry.compaction = Some(CompactionRequest {
@@ -48,103 +45,6 @@ pub(crate) fn to_entry(request: &Request) -> InternalRaftRequest {
         Request::LeaseRevoke { id } => entry.lease_revoke = Some(LeaseRevokeRequest { id: *id }),
     }
     entry
-}
-
-pub(crate) fn to_range(
-    keys: &KeyRange,
-    limit: i64,
-    revision: i64,
-    count_only: bool,
-) -> RangeRequest {
-    RangeRequest {
-        key: keys.key.clone(),
-        range_end: keys.end.clone(),
-        limit,
-        revision,
-        count_only,
-        ..RangeRequest::default()
-    }
-}
-
-fn put(key: &Bytes, value: &Bytes, lease: i64, prev_kv: bool) -> PutRequest {
-    PutRequest {
-        key: key.clone(),
-        value: value.clone(),
-        lease,
-        prev_kv,
-        ..PutRequest::default()
-    }
-}
-
-fn delete(keys: &KeyRange, prev_kv: bool) -> DeleteRangeRequest {
-    DeleteRangeRequest {
-        key: keys.key.clone(),
-        range_end: keys.end.clone(),
-        prev_kv,
-    }
-}
-
-pub(crate) fn to_txn(txn: &Txn) -> TxnRequest {
-    let ops = |ops: &[TxnOp]| {
-        let ops = ops.iter().map(|op| {
-            let request = match op {
-                TxnOp::Range {
-                    keys,
-                    limit,
-                    revision,
-                    count_only,
-                } => {
-                    let range = to_range(keys, *limit, *revision, *count_only);
-                    request_op::Request::RequestRange(range)
-                }
-                TxnOp::Put {
-                    key,
-                    value,
-                    lease,
-                    prev_kv,
-                } => request_op::Request::RequestPut(put(key, value, *lease, *prev_kv)),
-                TxnOp::Delete { keys, prev_kv } => {
-                    request_op::Request::RequestDeleteRange(delete(keys, *prev_kv))
-                }
-            };
-            RequestOp {
-                request: Some(request),
-            }
-        });
-        ops.collect()
-    };
-    TxnRequest {
-        compare: txn.compares.iter().map(to_compare).collect(),
-        success: ops(&txn.then),
-        failure: ops(&txn.otherwise),
-    }
-}
-
-fn to_compare(compare: &history::Compare) -> Compare {
-    use compare::{CompareResult, CompareTarget, TargetUnion};
-    let result = match compare.comparison {
-        Comparison::Equal => CompareResult::Equal,
-        Comparison::NotEqual => CompareResult::NotEqual,
-        Comparison::Greater => CompareResult::Greater,
-        Comparison::Less => CompareResult::Less,
-    };
-    let (target, union) = match &compare.target {
-        Target::Value(value) => (CompareTarget::Value, TargetUnion::Value(value.clone())),
-        Target::Version(version) => (CompareTarget::Version, TargetUnion::Version(*version)),
-        Target::CreateRevision(revision) => (
-            CompareTarget::Create,
-            TargetUnion::CreateRevision(*revision),
-        ),
-        Target::ModRevision(revision) => (CompareTarget::Mod, TargetUnion::ModRevision(*revision)),
-        Target::Lease(lease) => (CompareTarget::Lease, TargetUnion::Lease(*lease)),
-    };
-    Compare {
-        result: result as i32,
-        target: target as i32,
-        key: compare.keys.key.clone(),
-        range_end: compare.keys.end.clone(),
-        target_union: Some(union),
-    }
 }
 
 /// An answer of the state machine.
@@ -168,51 +68,6 @@ pub(crate) fn revision(header: Option<&ResponseHeader>) -> i64 {
     header.map_or(0, |header| header.revision)
 }
 
-pub(crate) fn of_range(response: RangeResponse) -> ResponseKind {
-    ResponseKind::Range {
-        kvs: response.kvs.into_iter().map(of_kv).collect(),
-        more: response.more,
-        count: response.count,
-    }
-}
-
-fn of_put(response: PutResponse) -> ResponseKind {
-    ResponseKind::Put {
-        prev: response.prev_kv.map(of_kv),
-    }
-}
-
-fn of_delete(response: DeleteRangeResponse) -> ResponseKind {
-    ResponseKind::Delete {
-        deleted: response.deleted,
-        prevs: response.prev_kvs.into_iter().map(of_kv).collect(),
-    }
-}
-
-pub(crate) fn of_txn(response: TxnResponse) -> ResponseKind {
-    let of_op = |op: ResponseOp| match op.response {
-        Some(response_op::Response::ResponseRange(range)) => of_range(range),
-        Some(response_op::Response::ResponsePut(put)) => of_put(put),
-        Some(response_op::Response::ResponseDeleteRange(delete)) => of_delete(delete),
-        other => panic!("no client asked for {other:?}"),
-    };
-    ResponseKind::Txn(TxnResult {
-        succeeded: response.succeeded,
-        responses: response.responses.into_iter().map(of_op).collect(),
-    })
-}
-
-pub(crate) fn of_kv(kv: mvccpb::KeyValue) -> KeyValue {
-    KeyValue {
-        key: kv.key,
-        value: kv.value,
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        version: kv.version,
-        lease: kv.lease,
-    }
-}
-
 /// An event of the store, without what was before.
 pub(crate) fn of_event(event: &mvcc::Event) -> Event {
     Event {
@@ -222,17 +77,5 @@ pub(crate) fn of_event(event: &mvcc::Event) -> Event {
         },
         kv: of_kv(mvccpb::KeyValue::decode(event.kv.clone()).unwrap()),
         prev: None,
-    }
-}
-
-/// An event as a watcher is sent it.
-pub(crate) fn of_watched(event: mvccpb::Event) -> Event {
-    Event {
-        kind: match event.r#type() {
-            mvccpb::event::EventType::Put => EventKind::Put,
-            mvccpb::event::EventType::Delete => EventKind::Delete,
-        },
-        kv: of_kv(event.kv.unwrap()),
-        prev: event.prev_kv.map(of_kv),
     }
 }

@@ -1,7 +1,7 @@
 //! Watchers: each client's stream holds some, and makes them anew wherever it goes on.
 
 use bytes::Bytes;
-use history::{Event, KeyRange, WatchRecord, WatchReport, WatchResponse};
+use history::{Event, KeyRange, WatchRecord, WatchReport, WatchResponse, wire};
 use prost::Message as _;
 use proto::etcdserverpb::{self, WatchCreateRequest};
 use rand::{Rng, rngs::StdRng};
@@ -140,7 +140,7 @@ impl Session {
         } else if response.events.is_empty() {
             watcher.progress(now, revision);
         } else {
-            let events = response.events.into_iter().map(convert::of_watched);
+            let events = response.events.into_iter().map(wire::of_watched);
             watcher.part.extend(events);
             if !response.fragment {
                 let events = std::mem::take(&mut watcher.part);
