@@ -49,6 +49,15 @@ pub struct Outcome {
     pub errors: String,
 }
 
+/// What a command printed that must succeed.
+///
+/// # Panics
+/// When it did not.
+pub fn ok(outcome: Outcome) -> String {
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    outcome.output
+}
+
 impl Etcdctl {
     /// etcdctl for the server behind `url`; `binary` is [`crate::tool`]'s.
     pub fn new(binary: &Path, url: &str) -> Self {

@@ -27,3 +27,12 @@ pub use helm::{Helm, Said, root};
 pub use process::Process;
 pub use server::{Kind, Member, Server, free_port, program, target_folder, tool};
 pub use volume::Volume;
+
+/// What the environment sets for a test, such as `CAIRN_SEED`.
+///
+/// # Panics
+/// When it is no number.
+pub fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().unwrap())
+}

@@ -8,7 +8,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,22 @@ use crate::server::target_folder;
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Runs `cairn export` to its end.
+pub fn export(data: &Path, output: &Path) -> Output {
+    Command::new(target_folder().join("cairn"))
+        .arg("export")
+        .arg(format!("--data-dir={}", data.display()))
+        .arg(output)
+        .output()
+        .unwrap()
+}
+
+/// Copies a folder as it is, rights and links included.
+pub fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
 
 /// A running `cairn`. Dropping it kills the process.
 pub struct Process {

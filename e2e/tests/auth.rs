@@ -9,7 +9,7 @@
 use std::{collections::HashMap, fmt::Debug, time::Duration};
 
 use bytes::Bytes;
-use e2e::{Kind, Server};
+use e2e::{Kind, Server, setting};
 use proto::{
     authpb::{Permission, UserAddOptions},
     etcdserverpb::{
@@ -659,15 +659,10 @@ async fn renewed(side: &Side, actor: Actor, id: i64) -> Answer<(i64, i64)> {
     answer(renewed.expect("no renewal in time"))
 }
 
-fn number(name: &str, otherwise: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(otherwise, |text| text.parse().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_and_roles_are_as_in_etcd() {
-    let seed = number("CAIRN_SEED", 1);
-    let requests = number("CAIRN_AUTH_REQUESTS", REQUESTS as u64);
+    let seed = setting("CAIRN_SEED", 1);
+    let requests = setting("CAIRN_AUTH_REQUESTS", REQUESTS as u64);
     println!("CAIRN_SEED={seed} CAIRN_AUTH_REQUESTS={requests}");
     let mut pair = Pair::start(seed).await;
     pair.settle().await;

@@ -5,13 +5,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
 use e2e::{
-    Authority, Etcdctl, Issue, KeyFiles, Kind, Member, Server, etcdctl::Outcome, replace, tool,
+    Authority, Etcdctl, Issue, KeyFiles, Kind, Member, Server, etcdctl::ok, process::export,
+    replace, tool,
 };
 
 /// How long anything may take on a busy machine.
@@ -23,11 +24,6 @@ static ETCDCTL: LazyLock<PathBuf> = LazyLock::new(|| tool("etcdctl"));
 
 fn etcdctl(server: &Server) -> Etcdctl {
     Etcdctl::new(&ETCDCTL, server.url())
-}
-
-fn ok(outcome: Outcome) -> String {
-    assert_eq!(outcome.code, 0, "{outcome:?}");
-    outcome.output
 }
 
 /// Runs a command until it succeeds: members come, go and elect.
@@ -318,15 +314,6 @@ fn until_done(server: &Server, arguments: &[&str]) {
         assert!(began.elapsed() < LIMIT, "{arguments:?}: {outcome:?}");
         std::thread::sleep(Duration::from_millis(200));
     }
-}
-
-fn export(data: &Path, output: &Path) -> Output {
-    Command::new(e2e::target_folder().join("cairn"))
-        .arg("export")
-        .arg(format!("--data-dir={}", data.display()))
-        .arg(output)
-        .output()
-        .unwrap()
 }
 
 #[test]

@@ -16,7 +16,7 @@ use e2e::{
     Process,
     client::{channel, get, put, status},
     free_port,
-    process::contents,
+    process::{contents, copy},
     tool,
 };
 use proto::etcdserverpb::{MemberAddRequest, cluster_client::ClusterClient};
@@ -486,11 +486,6 @@ async fn parts_of_data_that_do_not_belong_together_are_refused() {
     let _process = place.serve();
     assert_eq!(get(&place.url(), "k", false).await.as_deref(), Some("v"));
     assert_eq!(get(&place.url(), "foreign", false).await, None);
-}
-
-fn copy(from: &Path, to: &Path) {
-    let status = Command::new("cp").arg("-a").args([from, to]).status();
-    assert!(status.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ use std::{
 use e2e::{
     Etcdctl, Kind, Member, Server,
     client::{channel, put, status},
+    process::copy,
     target_folder, tool,
 };
 use proto::etcdserverpb::{
@@ -140,11 +141,6 @@ async fn prepared(folder: &Path) -> State {
     let state = state(server.url()).await.unwrap();
     server.kill();
     state
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(copied.unwrap().success());
 }
 
 /// All files below a folder, by their path in it.

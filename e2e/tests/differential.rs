@@ -9,7 +9,7 @@
 use std::{fmt::Debug, time::Duration};
 
 use bytes::Bytes;
-use e2e::{Kind, Server};
+use e2e::{Kind, Server, setting};
 use proto::{
     etcdserverpb::{
         AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest,
@@ -631,11 +631,6 @@ fn settle_txn_ties(request: &TxnRequest, response: &mut TxnResponse) {
             _ => {}
         }
     }
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    let value = std::env::var(name).ok();
-    value.map_or(default, |value| value.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use e2e::{
     Kind, Server,
     powerfs::{Moment, PowerFs},
+    setting,
 };
 use proto::etcdserverpb::{
     CompactionRequest, DefragmentRequest, DeleteRangeRequest, HashKvRequest, HashKvResponse,
@@ -683,11 +684,6 @@ fn must(done: Result<(), Harm>) {
         Err(Harm::Lost(what)) => panic!("lost or invented: {what}"),
         Err(Harm::Refused(why)) => panic!("the member does not start or go on: {why}"),
     }
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap())
 }
 
 #[tokio::test]

@@ -8,7 +8,6 @@
 use std::{
     fs::{self, File},
     path::Path,
-    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,7 +15,8 @@ use e2e::{
     Kind, Member, Server,
     client::{channel, eventually},
     powerfs::{Moment, PowerFs},
-    target_folder,
+    process::export,
+    setting,
 };
 use proto::etcdserverpb::{
     DefragmentRequest, HashKvRequest, HashKvResponse, PutRequest, kv_client::KvClient,
@@ -44,11 +44,6 @@ const SHORT: [&str; 2] = [
     "--cairn-wal-segment-bytes=65536",
     "--snapshot-catchup-entries=10",
 ];
-
-fn setting(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap())
-}
 
 /// A third of the cuts, and where they come.
 fn begin(kind: &str) -> (u64, StdRng) {
@@ -133,17 +128,6 @@ fn copy_synced(from: &Path, to: &Path) {
     }
 }
 
-fn export(data: &Path, output: &Path) -> ExitStatus {
-    Command::new(target_folder().join("cairn"))
-        .arg("export")
-        .arg(format!("--data-dir={}", data.display()))
-        .arg(output)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
-}
-
 /// The data of a member that was ended in order, in `folder/m`, and their hash.
 async fn some_data(folder: &Path, rng: &mut StdRng) -> (u32, i64) {
     let member = Member::new(Kind::Cairn, "m");
@@ -165,7 +149,7 @@ async fn a_takeover_survives_power_cuts() {
     let rest = tempfile::tempdir().unwrap();
     let expected = some_data(rest.path(), &mut rng).await;
     let of_etcd = rest.path().join("of-etcd");
-    assert!(export(&rest.path().join("m"), &of_etcd).success());
+    assert!(export(&rest.path().join("m"), &of_etcd).status.success());
     let mut power = PowerFs::new(rng.random());
     let logs = tempfile::tempdir().unwrap();
     // What a takeover takes, so that cuts come in all of it.
@@ -223,7 +207,7 @@ async fn an_export_survives_power_cuts() {
                 _ => Moment::Calls(rng.random_range(0..calls)),
             };
             power.arm(moment);
-            let status = export(&data, &output);
+            let status = export(&data, &output).status;
             if !power.is_cut() {
                 assert!(status.success());
                 calls = power.calls() - before;
@@ -238,7 +222,7 @@ async fn an_export_survives_power_cuts() {
         }
         power.arm(Moment::Calls(u64::MAX));
         if !output.exists() {
-            assert!(export(&data, &output).success());
+            assert!(export(&data, &output).status.success());
         }
         let log = rest.path().join("log");
         let mut server = Server::launch_single(Kind::Cairn, &output, log, &[]);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Etcdctl, Kind, Member, Server, etcdctl::Outcome, tool};
+use e2e::{Etcdctl, Kind, Member, Server, etcdctl::ok, process::export, tool};
 use serde_json::Value;
 
 /// How long anything may take on a busy machine.
@@ -21,11 +21,6 @@ static ETCDUTL: LazyLock<PathBuf> = LazyLock::new(|| tool("etcdutl"));
 
 fn etcdctl(server: &Server) -> Etcdctl {
     Etcdctl::new(&ETCDCTL, server.url())
-}
-
-fn ok(outcome: Outcome) -> String {
-    assert_eq!(outcome.code, 0, "{outcome:?}");
-    outcome.output
 }
 
 fn json(text: &str) -> Value {
@@ -171,15 +166,6 @@ fn restore(file: &Path, data: &Path, more: &[&str]) {
         "--initial-advertise-peer-urls=http://127.0.0.1:2",
     ];
     etcdutl(&[&plain[..], more].concat());
-}
-
-fn export(data: &Path, output: &Path) -> std::process::Output {
-    Command::new(e2e::target_folder().join("cairn"))
-        .arg("export")
-        .arg(format!("--data-dir={}", data.display()))
-        .arg(output)
-        .output()
-        .unwrap()
 }
 
 #[test]

@@ -14,6 +14,7 @@ use e2e::{
     client::{channel, eventually, get, put},
     failpoints::{Failpoints, died_at, program},
     free_port,
+    process::copy,
 };
 use proto::etcdserverpb::{
     CompactionRequest, DefragmentRequest, HashKvRequest, PutRequest, RangeRequest, RequestOp,
@@ -180,11 +181,6 @@ fn export(data: &Path, output: &Path, terms: &str) -> Output {
         .env("GOFAIL_FAILPOINTS", terms)
         .output()
         .unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(copied.unwrap().success());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use e2e::{
     client::{channel, eventually, status},
     failpoints::died_at,
     load::{Load, Options, Targets},
+    setting,
 };
 use proto::etcdserverpb::{
     HashKvRequest, MoveLeaderRequest, PutRequest, kv_client::KvClient,
@@ -450,11 +451,6 @@ impl Cluster {
         self.servers[at].failpoints().at_start("");
         tally.tried(name, dies);
     }
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    let text = std::env::var(name).ok();
-    text.map_or(default, |text| text.parse().unwrap())
 }
 
 /// Values so long that segments are cut all the time.
