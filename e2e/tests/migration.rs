@@ -110,6 +110,7 @@ async fn move_over_and_back(kind: Kind, cairns: &[&str]) {
     }
     let by_snapshot = |one: &Running| one.server.log().contains("applied snapshot");
     assert!(fleet.running.iter().any(by_snapshot), "all came by the log");
+    load.until_leases_end().await;
     let verdict = load.finish().await;
     println!("{verdict:?}");
     assert!(verdict.summary.expired > 0, "{verdict:?}");

@@ -12,9 +12,9 @@ use rand::{Rng, rngs::StdRng};
 
 use super::{CALL, KEPT, Shared, rest};
 
-/// The time to live of leases that are left to end by themselves, in nanoseconds; the least that
-/// members grant with their default election timeout.
-const SHORT_TTL: u64 = 2_000_000_000;
+/// The time to live of leases that are left to end by themselves; the least that members grant with
+/// their default election timeout.
+pub(super) const SHORT_TTL: Duration = Duration::from_secs(2);
 /// How often the past is forgotten.
 const COMPACTION: Duration = Duration::from_millis(700);
 
@@ -37,7 +37,7 @@ pub(super) async fn client(shared: Arc<Shared>, client: u64) {
         };
         let outcome = if dice.rng.random_ratio(1, 60) {
             let id = shared.next_lease.fetch_add(1, Ordering::Relaxed);
-            let ttl = SHORT_TTL;
+            let ttl = u64::try_from(SHORT_TTL.as_nanos()).expect("seconds");
             let put = Request::Put {
                 // A key of its own, or another client would take it off the lease.
                 key: format!("b-short-{id}").into(),

@@ -256,6 +256,12 @@ impl Load {
         self.shared.operations.lock().len()
     }
 
+    /// Goes on, on members that are left alone, until leases have ended that nobody renews: each new
+    /// leader gives them their whole time again, so in a short and lively run none would.
+    pub async fn until_leases_end(&self) {
+        tokio::time::sleep(clients::SHORT_TTL * 4).await;
+    }
+
     /// Ends it, lets watchers hear of everything, and judges.
     ///
     /// # Panics
