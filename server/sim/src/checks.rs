@@ -7,6 +7,7 @@ use history::Event;
 use mvcc::RevisionEvents;
 use prost::Message as _;
 use proto::raftpb::Entry;
+use state::Version;
 
 use crate::{
     convert,
@@ -20,6 +21,7 @@ struct Mark {
     term: u64,
     commit: u64,
     applied: u64,
+    version: Option<Version>,
 }
 
 /// What all members have shown so far.
@@ -39,6 +41,8 @@ pub(crate) struct Checks {
     hashes: BTreeMap<(i64, i64), u32>,
     /// All events, by their revisions.
     truth: BTreeMap<i64, Vec<Event>>,
+    /// Those that the cluster has had.
+    pub versions: BTreeSet<Version>,
 }
 
 impl Checks {
@@ -71,7 +75,9 @@ impl Checks {
             term: status.term,
             commit: status.commit,
             applied: node.machine.published().applied.index,
+            version: node.machine.published().cluster_version,
         };
+        self.versions.extend(now.version);
         let before = self.marks.insert(id, now).unwrap_or_default();
         if before.life == now.life {
             assert!(
@@ -79,7 +85,7 @@ impl Checks {
                 "member {id} went back from {before:?} to {now:?}"
             );
             assert!(
-                now.applied >= before.applied,
+                now.applied >= before.applied && now.version >= before.version,
                 "member {id} went back from {before:?} to {now:?}"
             );
         }
@@ -164,12 +170,13 @@ impl Checks {
         let hash = view.hash_kv(view.revision()).unwrap();
         let leases = node.with_leases(|leases| leases.ids().into_iter().collect::<BTreeSet<i64>>());
         let own = format!(
-            "hash {}, revision {}, compacted {}, keys {}, leases {leases:?}, members {:?}",
+            "hash {}, revision {}, compacted {}, keys {}, leases {leases:?}, members {:?}, {:?}",
             hash.hash,
             view.revision(),
             view.compact_revision(),
             view.key_count(),
-            published.members
+            published.members,
+            published.cluster_version
         );
         let at = (index, hash.compact_revision);
         let before = self.states.entry(at).or_insert_with(|| own.clone());

@@ -227,6 +227,43 @@ impl World {
         *self.report.faults.entry("slow install").or_default() += 1;
     }
 
+    /// A member has just won an election. Now and then something is in the way of the first entry
+    /// of its term, before which it must not answer reads.
+    pub(crate) fn disturb_leader(&mut self, id: u64) {
+        if !self.settings.faults || self.rng.random_bool(0.7) {
+            return;
+        }
+        let lasts = self.rng.random_range(50 * MILLI..2 * SECOND);
+        let ids: Vec<u64> = self.slots.keys().copied().collect();
+        let name = match self.rng.random_range(0..4) {
+            0 => self.fault_pause(id, lasts).map(|_| "pause of a new leader"),
+            1 => self.node(id).map(|node| {
+                // It dies within the steps that bring the entry to its quorum.
+                node.fuse = Some(lasts as u32 % 8);
+                "crash of a new leader"
+            }),
+            2 => {
+                for id in &ids {
+                    if let Some(slot) = self.slots.get_mut(id) {
+                        slot.slow_disk = lasts;
+                    }
+                    self.after(lasts, Event::Repair(Repair::Disk(*id)));
+                }
+                Some("slow disks under a new leader")
+            }
+            _ => {
+                let others: Vec<u64> = ids.into_iter().filter(|other| *other != id).collect();
+                let from = self.rng.random();
+                self.network.isolate(id, &others, from, !from);
+                self.after(lasts, Event::Repair(Repair::Network));
+                Some("isolation of a new leader")
+            }
+        };
+        if let Some(name) = name {
+            *self.report.faults.entry(name).or_default() += 1;
+        }
+    }
+
     fn fault_clock(&mut self, id: u64) -> Option<&'static str> {
         if !self.clocks_jump {
             return None;

@@ -14,10 +14,10 @@ use mvcc::{CompactionProgress, Engine, KeyValueHash, MemEngine, RevisionEvents};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest, RequestHeader},
-    membershippb::{Attributes, ClusterMemberAttrSetRequest},
+    membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
     raftpb::{ConfChange, Entry, Message, SnapshotMetadata},
 };
-use state::{Error, Lessor, Machine, MemberChange, Options, REVOKES_PER_SCAN, Reply};
+use state::{Error, Lessor, Machine, MemberChange, Options, REVOKES_PER_SCAN, Reply, Version};
 use wal::{MemVfs, SnapshotMark, Wal};
 use watch::Hub;
 
@@ -143,6 +143,8 @@ pub(crate) struct Node {
     /// Who sent a snapshot that is on its way to the log, and the write that it is part of.
     pub received: Option<(u64, Option<u64>)>,
     leads: bool,
+    /// Whether it has won an election, and nobody has asked yet.
+    pub elected: bool,
     scanned: Duration,
     next_id: u64,
 }
@@ -235,6 +237,7 @@ impl Node {
             ready: Vec::new(),
             received: None,
             leads: false,
+            elected: false,
             scanned: Duration::ZERO,
             next_id: life << 32,
         })
@@ -285,6 +288,17 @@ impl Node {
             ..InternalRaftRequest::default()
         };
         self.propose(request, Waits::Itself, now);
+    }
+
+    /// Takes a version that the cluster may have from now on.
+    pub fn raise_version(&mut self, version: Version, now: Duration) {
+        let request = InternalRaftRequest {
+            cluster_version_set: Some(ClusterVersionSetRequest {
+                ver: version.to_string(),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        self.propose(request, Waits::Keeper, now);
     }
 
     /// Takes a change of the members, made with an ID of this member's.
@@ -351,6 +365,7 @@ impl Node {
             if self.leads && soft.role != Role::Leader {
                 self.with_leases(Lessor::demote);
             }
+            self.elected |= !self.leads && soft.role == Role::Leader;
             self.leads = soft.role == Role::Leader;
         }
         out.send.extend(output.send);
@@ -418,16 +433,24 @@ impl Node {
         let appends: Vec<Append> = self.appends.drain(..count).map(|(one, _)| one).collect();
         let sync = appends.iter().any(|append| append.must_sync) && !self.forgets;
         let mut out = Out::default();
+        let mut written = None;
         for (at, append) in appends.into_iter().enumerate() {
             self.boundary()?;
             self.write_one(&append, sync && at + 1 == count)
                 .map_err(disk)?;
             out.send.extend(append.then_send);
-            if at + 1 == count {
-                self.persisted(append.number, &mut out);
-            }
+            written = Some(append.number);
+        }
+        if let Some(number) = written {
+            self.driver.persisted(number);
         }
         self.boundary()?;
+        // Only now: of a member that dies above, the sender of a snapshot hears as its connection
+        // ends, so `received` has to be there still.
+        let due = |(_, at): &mut (u64, Option<u64>)| at.is_some_and(|at| Some(at) <= written);
+        if let Some((from, _)) = self.received.take_if(due) {
+            out.taken.push((from, true));
+        }
         Ok(out)
     }
 
@@ -453,14 +476,6 @@ impl Node {
             self.synced = self.wal.last_index();
         }
         Ok(())
-    }
-
-    fn persisted(&mut self, number: u64, out: &mut Out) {
-        self.driver.persisted(number);
-        let due = |(_, at): &mut (u64, Option<u64>)| at.is_some_and(|at| at <= number);
-        if let Some((from, _)) = self.received.take_if(due) {
-            out.taken.push((from, true));
-        }
     }
 
     /// Reads entries that have left memory.

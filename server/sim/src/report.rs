@@ -43,6 +43,8 @@ pub struct Report {
     pub refused_starts: u64,
     /// Snapshots that members installed.
     pub snapshots: u64,
+    /// Versions that the cluster has had.
+    pub raised: u64,
     /// What broke, and how often.
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -77,6 +79,7 @@ impl Report {
             (&mut self.decays, other.decays),
             (&mut self.refused_starts, other.refused_starts),
             (&mut self.snapshots, other.snapshots),
+            (&mut self.raised, other.raised),
         ];
         for (sum, number) in numbers {
             *sum += number;
@@ -113,8 +116,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} crashes, {} starts; {} disks decayed, {} refused",
-            self.crashes, self.starts, self.decays, self.refused_starts
+            "{} crashes, {} starts; {} disks decayed, {} refused; {} versions of clusters",
+            self.crashes, self.starts, self.decays, self.refused_starts, self.raised
         )?;
         write!(f, "{} faults: {:?}", self.broken(), self.faults)
     }

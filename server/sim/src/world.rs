@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
+use consensus::Role;
 use history::{History, Operation, Outcome, Request};
 use mvcc::Engine;
 use proto::raftpb::{Message, MessageType};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use state::{Member, MemberChange};
+use state::{Member, MemberChange, Members, Version, version};
 
 use crate::{
     checks::Checks,
@@ -33,6 +34,12 @@ pub(crate) const MILLI: Time = 1_000 * MICRO;
 /// A second of the world.
 pub const SECOND: Time = 1_000 * MILLI;
 
+/// The server of members that are still of the version before.
+const OLD_SERVER: Version = Version::new(3, 6, 16);
+/// How often a founder is one of them.
+const OLD_FOUNDERS: f64 = 0.3;
+/// How often a member that crashed comes back with the newest server.
+const UPGRADES: f64 = 0.3;
 /// Members at the beginning, one of these.
 const FOUNDERS: [u64; 8] = [1, 3, 3, 3, 3, 3, 3, 5];
 const CLIENTS: u64 = 10;
@@ -145,6 +152,8 @@ pub(crate) struct Slot {
     /// A batch waits so long for apply, at most.
     pub slow_apply: Time,
     pub removed: bool,
+    /// Of the server that runs there, or did: a start may be of a newer one.
+    server: Version,
     /// Steps that are under way already.
     scheduled: BTreeMap<Step, u64>,
 }
@@ -219,7 +228,11 @@ impl World {
         };
         let members: Vec<Member> = (1..=founders).map(member).collect();
         for id in 1..=founders {
-            world.add_slot(id, Disk::found(id, &members));
+            let server = match world.rng.random_bool(OLD_FOUNDERS) {
+                true => OLD_SERVER,
+                false => version::SERVER,
+            };
+            world.add_slot(id, Disk::found(id, &members), server);
             world.start(id);
         }
         for client in 0..CLIENTS {
@@ -292,7 +305,7 @@ impl World {
 
     // Members.
 
-    pub(crate) fn add_slot(&mut self, id: u64, disk: Disk) {
+    pub(crate) fn add_slot(&mut self, id: u64, disk: Disk, server: Version) {
         let rate = self.rng.random_range(950_000..1_050_000);
         self.slots.insert(
             id,
@@ -307,6 +320,7 @@ impl World {
                 hung_disk: 0,
                 slow_apply: MILLI,
                 removed: false,
+                server,
                 scheduled: BTreeMap::new(),
             },
         );
@@ -385,6 +399,11 @@ impl World {
         self.end(id, how);
         self.report.crashes += 1;
         let rest = self.rng.random_range(50 * MILLI..3 * SECOND);
+        if self.rng.random_bool(UPGRADES)
+            && let Some(slot) = self.slots.get_mut(&id)
+        {
+            slot.server = version::SERVER;
+        }
         if self.keeper.decays(&mut self.rng)
             && let Some(disk) = self.slots.get(&id).and_then(|slot| slot.disk.as_ref())
         {
@@ -479,10 +498,37 @@ impl World {
                 let durable = state::persisted(&*node.disk.engine).unwrap();
                 let applied = node.machine.published().applied.index;
                 assert!(durable.is_none_or(|durable| durable.applied.index <= applied));
+                self.decide_version(id);
             }
             Step::Leases => node.scan_leases(clock),
         }
         Ok(())
+    }
+
+    /// A leader raises the version of the cluster to what all members can do, if it hears of all.
+    fn decide_version(&mut self, id: u64) {
+        let clock = self.clock(id);
+        let Some(node) = self.slots[&id].node.as_deref() else {
+            return;
+        };
+        if node.driver.status().role != Role::Leader {
+            return;
+        }
+        let published = node.machine.published();
+        let Some(decided) = self.allowed_version(&published.members) else {
+            return;
+        };
+        if published.cluster_version.is_none_or(|now| now < decided) {
+            self.node(id).unwrap().raise_version(decided, clock);
+        }
+    }
+
+    /// What the members can do, if all of them are up.
+    fn allowed_version(&self, members: &Members) -> Option<Version> {
+        version::decide(members.iter().map(|member| {
+            let slot = self.slots.get(&member.id)?;
+            slot.node.as_ref().map(|_| slot.server)
+        }))
     }
 
     /// After each step of a member: its raft thread runs, and what comes out goes its way.
@@ -494,6 +540,12 @@ impl World {
         match node.round(clock) {
             Ok(out) => self.sent(id, out),
             Err(died) => return self.died(id, &died),
+        }
+        if self
+            .node(id)
+            .is_some_and(|node| std::mem::take(&mut node.elected))
+        {
+            self.disturb_leader(id);
         }
         self.check(id);
         self.schedule(id);
@@ -624,7 +676,7 @@ impl World {
                 if !self.slots.contains_key(&member.id)
                     && self.keeper.started.insert(member.id) =>
             {
-                self.add_slot(member.id, Disk::join(member.id));
+                self.add_slot(member.id, Disk::join(member.id), version::SERVER);
                 self.after(100 * MILLI, Event::Start(member.id));
             }
             MemberChange::Remove(id) => {
@@ -647,6 +699,12 @@ impl World {
         let Some(node) = ups.iter().find(|node| node.id == id) else {
             return;
         };
+        let version = node.machine.published().cluster_version;
+        assert!(
+            version <= Some(self.slots[&id].server),
+            "member {id} is of version {}, and the cluster of {version:?}",
+            self.slots[&id].server
+        );
         let status = node.driver.status();
         let downs = self.slots.iter().filter(|(_, slot)| slot.node.is_none());
         let downs = downs.map(|(id, slot)| (*id, slot.persisted)).collect();
@@ -875,6 +933,19 @@ impl World {
         nodes.collect()
     }
 
+    /// In the end the cluster has the version that its members allow.
+    fn judge_version(&mut self) {
+        let mut nodes = self.slots.values().filter(|slot| !slot.removed);
+        let node = nodes.find_map(|slot| slot.node.as_deref()).unwrap();
+        let published = node.machine.published();
+        let (now, allowed) = (
+            published.cluster_version,
+            self.allowed_version(&published.members),
+        );
+        assert_eq!(now, allowed, "the version of the cluster");
+        self.report.raised = self.checks.versions.len() as u64;
+    }
+
     /// Compares the members, and has the history judged.
     fn judge(mut self) -> Report {
         let now = self.now;
@@ -901,6 +972,7 @@ impl World {
             self.checks.compare(node, self.checks.applied());
             self.report.snapshots += node.installed as u64;
         }
+        self.judge_version();
         let reached = self.checks.revision();
         let sessions = std::mem::take(&mut self.sessions).into_iter();
         let history = History {

@@ -506,10 +506,9 @@ impl<F: VfsFile> Scan<F> {
         let bare = entry.data.as_ref().is_none_or(Bytes::is_empty);
         let fits = match EntryType::try_from(entry.r#type.unwrap_or_default()) {
             Ok(EntryType::EntryNormal) => true,
-            // The empty change of the second kind leaves a joint membership.
-            Ok(EntryType::EntryConfChangeV2) => true,
             Ok(EntryType::EntryConfChange) => !bare,
-            Err(_) => false,
+            // etcd proposes none of the second kind, and ends where one is committed.
+            Ok(EntryType::EntryConfChangeV2) | Err(_) => false,
         };
         // Entries of another history may lie before a snapshot that is not committed yet.
         let before = match self.waiting.is_empty() {

@@ -277,6 +277,19 @@ fn a_flipped_bit_never_passes() {
     );
 }
 
+/// A state of term 2 whose record lost the right type looks like one.
+#[test]
+fn a_membership_change_of_the_second_kind_is_refused() {
+    let vfs = Arc::new(MemVfs::new());
+    let mut wal = create(&vfs, Path::new(DIR), SMALL);
+    let mut change = entry(1, 1, 0);
+    change.r#type = Some(2);
+    wal.append(&[change], None, true).unwrap();
+    drop(wal);
+    let error = open(&vfs, Path::new(DIR)).err().unwrap().to_string();
+    assert!(error.contains("entry 1 of type 2"), "{error}");
+}
+
 #[test]
 fn a_missing_segment_is_named() {
     let folder = tempfile::tempdir().unwrap();
