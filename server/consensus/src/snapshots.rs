@@ -229,7 +229,9 @@ impl Driver {
         if !ok {
             self.requests.answered(id);
         }
-        if self.usable().is_ok() {
+        // Also while its own disk is slow: it is said once, and a leader that did not hear would
+        // send this member nothing more.
+        if !self.removed.oneself {
             let status = match ok {
                 true => SnapshotStatus::Finish,
                 false => SnapshotStatus::Failure,

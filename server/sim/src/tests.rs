@@ -18,6 +18,9 @@ const NAMED: &[(&str, u64)] = &[
     ("etcd #20418", 8),
     ("a lease that ends with keys of an earlier one", 5103),
     ("a state of the log that became an entry", 5431),
+    ("a receiver that dies while it answers", 22746),
+    ("a leader with a slow disk that was told of a snapshot", 21153),
+    ("a state of the log that became a membership change", 30476),
 ];
 
 fn run(seed: u64) -> Report {

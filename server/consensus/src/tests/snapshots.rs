@@ -141,6 +141,25 @@ fn a_member_behind_the_log_is_named_until_an_answer_comes() {
     assert_eq!(cluster.data().len(), 4);
 }
 
+/// It is said once: a leader that did not listen would wait for it for good.
+#[test]
+fn what_became_of_a_snapshot_is_heard_while_the_disk_is_slow() {
+    let (mut cluster, leader, away) = behind(3);
+    cluster.cut_off.clear();
+    cluster.reports = false;
+    intercept(&mut cluster, away);
+    cluster.ticks(2);
+    assert_eq!(snapshots(&cluster), 1);
+    cluster.loses = |_| false;
+    let driver = &mut cluster.node(leader).driver;
+    driver.tick(AN_ELECTION);
+    assert!(driver.status().stalled);
+    driver.report_snapshot(away, false);
+    cluster.ticks(4);
+    assert_eq!(cluster.leader(), leader);
+    assert_eq!(cluster.data().len(), 3);
+}
+
 #[test]
 fn a_snapshot_in_flight_is_neither_asked_for_nor_sent_again() {
     let (mut cluster, leader, away) = behind(3);
