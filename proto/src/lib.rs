@@ -7,9 +7,10 @@
 //! `grpc` asks for clients and servers.
 //!
 //! Start reading in `proto/etcdserverpb/rpc.proto`, then `raft_internal.proto`. `framed.rs` has the
-//! two answers that servers send without taking them apart.
+//! two answers that servers send without taking them apart, `text.rs` what logs say of requests.
 
 pub mod framed;
+pub mod text;
 
 // Generated items carry no text of ours; the .proto files hold what there is to say.
 macro_rules! package {

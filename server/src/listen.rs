@@ -7,9 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use api::CommonName;
-use axum::{Extension, Router};
+use api::{CommonName, Remote};
+use axum::Router;
 use config::Url;
+use http::{Extensions, Request};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -25,6 +27,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::either::Either;
+use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::coalesce;
@@ -200,7 +203,8 @@ impl Connections {
         let watcher = self.graceful.watcher();
         let (acceptor, both) = match &self.cover {
             Cover::Plain => {
-                tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit, None));
+                let peer = Peer { remote, user: None };
+                tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit, peer));
                 return;
             }
             Cover::Tls(acceptor) => (acceptor.clone(), false),
@@ -210,7 +214,8 @@ impl Connections {
         // The handshake is made here, so that nobody else waits for it.
         tokio::spawn(async move {
             if both && !begins_with_tls(&stream).await {
-                http.serve(Either::Left(stream), watcher, permit, None)
+                let peer = Peer { remote, user: None };
+                http.serve(Either::Left(stream), watcher, permit, peer)
                     .await;
                 return;
             }
@@ -220,8 +225,10 @@ impl Connections {
             {
                 Ok(stream) => {
                     let user = acceptor.user_of(&stream);
+                    let user = user.map(|user| CommonName(user.into()));
                     let stream = Either::Right(Box::new(stream));
-                    http.serve(stream, watcher, permit, user).await;
+                    let peer = Peer { remote, user };
+                    http.serve(stream, watcher, permit, peer).await;
                 }
                 Err(rejected) => tell_rejected(name, remote, &rejected),
             }
@@ -242,13 +249,13 @@ impl Http {
         stream: Stream,
         watcher: Watcher,
         permit: OwnedSemaphorePermit,
-        user: Option<String>,
+        peer: Peer,
     ) -> impl Future<Output = ()> + Send + use<> {
         let router = self.router.clone();
-        let router = match user {
-            Some(user) => router.layer(Extension(CommonName(user.into()))),
-            None => router,
-        };
+        let router = router.map_request(move |mut request: Request<Incoming>| {
+            peer.put_into(request.extensions_mut());
+            request
+        });
         let service = TowerToHyperService::new(router);
         let (stream, writer) = coalesce::gather(stream);
         let connection = self
@@ -261,6 +268,26 @@ impl Http {
                 debug!(%error, "a connection ended");
             }
             drop(permit);
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+struct Peer {
+    /// `None` of a unix socket.
+    remote: Option<SocketAddr>,
+    /// Whom its certificate names, if certificates name users.
+    user: Option<CommonName>,
+}
+
+impl Peer {
+    fn put_into(&self, extensions: &mut Extensions) {
+        if let Some(remote) = self.remote {
+            extensions.insert(Remote(remote));
+        }
+        if let Some(user) = &self.user {
+            extensions.insert(user.clone());
         }
     }
 }

@@ -20,7 +20,7 @@ use proto::{
 };
 use state::{AuthReply, Error};
 
-use crate::{Caller, Meter, SnapshotFile};
+use crate::{Caller, Meter, Slow, SnapshotFile};
 
 /// Who answers. Constant while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Limits {
     pub max_concurrent_streams: u32,
     /// How long a stream that requires a leader outlives the last one.
     pub leaderless_grace: Duration,
+    /// From when on calls are told of in the log.
+    pub slow: Slow,
 }
 
 /// The versions that `/version` shows.

@@ -9,13 +9,75 @@ use proto::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, caller::Caller, checks, gate, range_stream, status};
+use crate::{Backend, caller::Caller, checks, gate, range_stream, slow::Clock, status};
 
 pub(crate) struct KvService<B>(pub B);
 
 #[tonic::async_trait]
 impl<B: Backend> Kv for KvService<B> {
     async fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let clock = Clock::begin(self.0.limits().slow, &request);
+        let asked = request.get_ref().clone();
+        let answer = self.range_now(request).await;
+        clock.end(&asked, &answer);
+        answer
+    }
+
+    type RangeStreamStream = range_stream::Pieces;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        range_stream::open(&self.0, request).await
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let clock = Clock::begin(self.0.limits().slow, &request);
+        let asked = request.get_ref().clone();
+        let answer = self.put_now(request).await;
+        clock.end(&asked, &answer);
+        answer
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let clock = Clock::begin(self.0.limits().slow, &request);
+        let asked = request.get_ref().clone();
+        let answer = self.delete_range_now(request).await;
+        clock.end(&asked, &answer);
+        answer
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let clock = Clock::begin(self.0.limits().slow, &request);
+        let asked = request.get_ref().clone();
+        let answer = self.txn_now(request).await;
+        clock.end(&asked, &answer);
+        answer
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
+        let caller = Caller::of(&self.0, &request);
+        self.0.require_root(&caller).await.map_err(status::of)?;
+        let response = self.0.compact(&caller, request.into_inner()).await;
+        let mut response = response.map_err(status::of)?;
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
+    }
+}
+
+impl<B: Backend> KvService<B> {
+    async fn range_now(
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
@@ -29,16 +91,7 @@ impl<B: Backend> Kv for KvService<B> {
         Ok(Response::new(response))
     }
 
-    type RangeStreamStream = range_stream::Pieces;
-
-    async fn range_stream(
-        &self,
-        request: Request<RangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        range_stream::open(&self.0, request).await
-    }
-
-    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+    async fn put_now(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
         let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
@@ -48,7 +101,7 @@ impl<B: Backend> Kv for KvService<B> {
         Ok(Response::new(response))
     }
 
-    async fn delete_range(
+    async fn delete_range_now(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
@@ -65,25 +118,12 @@ impl<B: Backend> Kv for KvService<B> {
         Ok(Response::new(response))
     }
 
-    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+    async fn txn_now(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         gate::pass(&self.0, request.metadata(), false)?;
         let caller = Caller::of(&self.0, &request);
         let request = request.into_inner();
         checks::txn(&request, self.0.limits().max_txn_ops).map_err(status::of)?;
         let mut response = self.0.txn(&caller, request).await.map_err(status::of)?;
-        status::fill(&self.0, &mut response.header);
-        Ok(Response::new(response))
-    }
-
-    async fn compact(
-        &self,
-        request: Request<CompactionRequest>,
-    ) -> Result<Response<CompactionResponse>, Status> {
-        gate::pass(&self.0, request.metadata(), false)?;
-        let caller = Caller::of(&self.0, &request);
-        self.0.require_root(&caller).await.map_err(status::of)?;
-        let response = self.0.compact(&caller, request.into_inner()).await;
-        let mut response = response.map_err(status::of)?;
         status::fill(&self.0, &mut response.header);
         Ok(Response::new(response))
     }

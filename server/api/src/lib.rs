@@ -26,6 +26,7 @@ mod maintenance;
 mod meter;
 mod range_stream;
 mod sizes;
+mod slow;
 mod snapshot;
 mod status;
 mod stream;
@@ -43,6 +44,7 @@ pub use backend::Backend;
 pub use caller::{Caller, CommonName};
 pub use endpoints::versions_json;
 pub use meter::Meter;
+pub use slow::{Remote, Slow};
 pub use snapshot::SnapshotFile;
 
 /// What a request may be longer than `max_request_bytes`: its frame and its metadata, as in etcd.
@@ -77,7 +79,8 @@ pub fn router<B: Backend>(backend: B) -> Router {
         ))
         .add_service(health);
     let services = routes.routes().into_axum_router().reset_fallback();
-    let count = axum::middleware::from_fn_with_state(backend.meter(), meter::count);
+    let counting = (backend.meter(), backend.limits().slow);
+    let count = axum::middleware::from_fn_with_state(counting, meter::count);
     let services = services.layer(count);
     services.merge(endpoints::client(backend)).fallback(unknown)
 }

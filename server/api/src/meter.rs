@@ -18,7 +18,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::RwLock;
 
-use crate::{gate::API_VERSION, sizes};
+use crate::{Remote, Slow, gate::API_VERSION, sizes, slow::Clock};
 
 /// gRPC's codes, by number.
 const CODES: [&str; 17] = [
@@ -101,6 +101,10 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("grpc.health.v1.Health", "List", UNARY),
     ("grpc.health.v1.Health", "Watch", SERVER),
 ];
+
+const KV: &str = "etcdserverpb.KV";
+/// Its methods that say themselves what was slow.
+const TOLD_THERE: [&str; 4] = ["Range", "Put", "DeleteRange", "Txn"];
 
 /// The counters of one method.
 #[derive(Debug, Default)]
@@ -337,7 +341,7 @@ fn find<'a>(clients: &'a [Client], version: &str, stream: bool) -> Option<&'a Cl
 
 /// The layer before all services: counts a call from its first byte to its last.
 pub(crate) async fn count(
-    State(meter): State<Arc<Meter>>,
+    State((meter, slow)): State<(Arc<Meter>, Slow)>,
     request: Request<Body>,
     next: Next,
 ) -> Response<Body> {
@@ -345,12 +349,16 @@ pub(crate) async fn count(
         return sizes::in_gos_words(next.run(request).await);
     };
     meter.methods[at].started.fetch_add(1, Relaxed);
-    meter.client(request.headers(), METHODS[at].2 != UNARY);
+    let (service, method, kind) = METHODS[at];
+    meter.client(request.headers(), kind != UNARY);
+    let tells = kind == UNARY && !(service == KV && TOLD_THERE.contains(&method));
+    let clock = tells.then(|| Clock::of(slow, request.extensions().get::<Remote>().copied()));
     // Made before the call: one whose client goes away is dropped with it, and counts.
     let call = Call {
         meter: Arc::clone(&meter),
         at,
         code: None,
+        clock,
     };
     let request = request.map(|body| {
         Body::new(Received {
@@ -385,12 +393,18 @@ struct Call {
     at: usize,
     /// `None` until the end: a call without one was given up by its client.
     code: Option<usize>,
+    /// Of one that is told of when it was slow.
+    clock: Option<Clock>,
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(CANCELED);
         self.meter.methods[self.at].handled[code].fetch_add(1, Relaxed);
+        if let Some(clock) = &self.clock {
+            let (service, method, _) = METHODS[self.at];
+            clock.end_of(format_args!("/{service}/{method}"));
+        }
     }
 }
 

@@ -173,7 +173,7 @@ flags! {
         "log-format" OneOf(&["json", "console"]), "json", Full;
         "enable-log-rotation" Bool, "false", NotYet;
         "log-rotation-config-json" Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", NotYet;
-        "warning-unary-request-duration" Duration, "300ms", NotYet;
+        "warning-unary-request-duration" Duration, "300ms", Full;
     }
     "Distributed tracing" {
         "enable-distributed-tracing" Bool, "false", NotYet;
@@ -188,7 +188,7 @@ flags! {
         "compaction-batch-limit" Int, "1000", Never;
         "peer-skip-client-san-verification" Bool, "false", Full;
         "watch-progress-notify-interval" Duration, "10m0s", Full;
-        "warning-apply-duration" Duration, "100ms", NotYet;
+        "warning-apply-duration" Duration, "100ms", Full;
         "bootstrap-defrag-threshold-megabytes" Uint, "0", Never;
         "max-learners" Uint, "1", Full;
         "compaction-sleep-interval" Duration, "10ms", Never;

@@ -115,6 +115,10 @@ pub struct Config {
     pub auth_token_ttl: Duration,
     /// Bytes that the store may take; see etcd's quota.
     pub quota_bytes: i64,
+    /// An apply or a read that takes longer is told of in the log.
+    pub warning_apply: Duration,
+    /// A call of one request and one answer that takes longer is told of in the log.
+    pub warning_unary_request: Duration,
     /// Operations in one transaction, at most.
     pub max_txn_ops: usize,
     /// Bytes of one request, at most.
@@ -493,6 +497,8 @@ impl Config {
             },
             quota_bytes: v.number("quota-backend-bytes")?,
             max_txn_ops: v.number("max-txn-ops")?,
+            warning_apply: v.duration("warning-apply-duration"),
+            warning_unary_request: v.duration("warning-unary-request-duration"),
             max_request_bytes: v.number("max-request-bytes")?,
             max_concurrent_streams: v.number("max-concurrent-streams")?,
             max_learners: v.number("max-learners")?,

@@ -19,7 +19,7 @@ const NAMED: &[(&str, u64)] = &[
     ("a lease that ends with keys of an earlier one", 5103),
     ("a state of the log that became an entry", 5431),
     ("a receiver that dies while it answers", 22746),
-    ("a leader with a slow disk that was told of a snapshot", 21153),
+    ("a leader that was busy when told of a snapshot", 21153),
     ("a state of the log that became a membership change", 30476),
 ];
 

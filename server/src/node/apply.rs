@@ -3,13 +3,18 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use engine::RocksEngine;
 use mvcc::{CompactionProgress, Engine};
-use proto::raftpb::{Entry, SnapshotMetadata};
+use prost::Message;
+use proto::{
+    etcdserverpb::InternalRaftRequest,
+    raftpb::{Entry, SnapshotMetadata},
+    text::Text,
+};
 use state::{Applied, Machine, Outcome};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -136,7 +141,11 @@ impl ApplyThread {
         let awaited = |id| shared.is_awaited(id);
         let began = Instant::now();
         let outcome = self.machine.apply(entries, shared.now(), &awaited)?;
-        shared.counters.applied(&outcome.counts, began.elapsed());
+        let (took, slow) = (began.elapsed(), shared.settings.slow.apply);
+        shared.counters.applied(&outcome.counts, took > slow);
+        if took > slow {
+            tell_slow(entries, took, slow);
+        }
         let data = entries.iter().filter_map(|entry| entry.data.as_ref());
         self.log_bytes += data.map(bytes::Bytes::len).sum::<usize>();
         if !outcome.conf_changes.is_empty() {
@@ -293,4 +302,24 @@ impl ApplyThread {
         let _ = done.send(());
         Ok(())
     }
+}
+
+/// Says in etcd's words that entries took long: of those applied at once the longest, for most
+/// likely it was that one.
+fn tell_slow(entries: &[Entry], took: Duration, expected: Duration) {
+    let data = entries.iter().filter_map(|entry| entry.data.as_ref());
+    let longest = data.max_by_key(|data| data.len()).cloned();
+    let request = longest.and_then(|data| InternalRaftRequest::decode(data).ok());
+    // raft's own entries and changes of the members have none.
+    let Some(request) = request.filter(|request| request.header.is_some()) else {
+        return;
+    };
+    warn!(
+        ?took,
+        "expected-duration" = ?expected,
+        prefix = "",
+        request = %Text(&request),
+        entries = entries.len(),
+        "apply request took too long"
+    );
 }

@@ -367,6 +367,7 @@ impl Backend for NodeBackend {
             max_txn_ops: settings.max_txn_ops,
             max_concurrent_streams: settings.max_concurrent_streams,
             leaderless_grace: 3 * settings.election,
+            slow: settings.slow,
         }
     }
 

@@ -95,6 +95,10 @@ impl Node {
             max_concurrent_streams: config.max_concurrent_streams,
             quota_bytes: config.quota_bytes,
             strict_reconfig: config.strict_reconfig,
+            slow: api::Slow {
+                unary: config.warning_unary_request,
+                apply: config.warning_apply,
+            },
             feature_gates: config.feature_gates.clone(),
         };
         if had_data && config.initial_corrupt_check {

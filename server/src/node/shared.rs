@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub max_concurrent_streams: u32,
     pub quota_bytes: i64,
     pub strict_reconfig: bool,
+    /// From when on the log tells what was slow.
+    pub slow: api::Slow,
     /// As etcd's metric shows them: name, stage, whether it is open.
     pub feature_gates: Vec<(&'static str, &'static str, bool)>,
 }

@@ -23,9 +23,6 @@ use state::{Error, Published};
 use self::text::{Histogram, Text};
 use super::shared::{Shared, Snapshot};
 
-/// An apply that takes longer is counted as slow, as by etcd's default.
-const SLOW_APPLY: Duration = Duration::from_millis(100);
-
 /// The kinds of requests whose time is taken, in etcd's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -206,9 +203,9 @@ impl Counters {
         *self.failed_promotions.lock().entry(why.text()).or_default() += 1;
     }
 
-    /// A batch that was applied.
-    pub fn applied(&self, counts: &state::Counts, time: Duration) {
-        if time > SLOW_APPLY {
+    /// A batch that was applied, and whether it took long.
+    pub fn applied(&self, counts: &state::Counts, slow: bool) {
+        if slow {
             self.slow_applies.fetch_add(1, Relaxed);
         }
         let add = |to: &AtomicU64, n: u64| {

@@ -42,6 +42,7 @@ pub use machine::{
     Applied, ConfChangeOutcome, Machine, Options, Outcome, Published, Replaced, Reply,
 };
 pub use members::{Member, MemberChange, Members};
+pub use mvcc::is_read_only;
 pub use persisted::{Persisted, applied_of, persisted};
 pub use v2store::{raft_snapshot, v2_store};
 pub use version::Version;
