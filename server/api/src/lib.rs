@@ -6,7 +6,7 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: locks and elections, downgrades and the JSON gateway.
+//! Not here yet: downgrades and the JSON gateway.
 //! Calls of these are answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
@@ -18,10 +18,13 @@ pub mod backend;
 mod caller;
 mod checks;
 mod cluster;
+mod concurrency;
+mod election;
 mod endpoints;
 mod gate;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 mod meter;
 mod range_stream;
@@ -34,9 +37,14 @@ mod watch;
 
 use axum::{Router, extract::Request, response::IntoResponse};
 use http::{HeaderValue, StatusCode, header};
-use proto::etcdserverpb::{
-    auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
-    lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
+use proto::{
+    etcdserverpb::{
+        auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
+        lease_server::LeaseServer, maintenance_server::MaintenanceServer,
+        watch_server::WatchServer,
+    },
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
 };
 use tonic::{Status, service::Routes};
 
@@ -76,6 +84,11 @@ pub fn router<B: Backend>(backend: B) -> Router {
         .add_service(limited!(
             MaintenanceServer,
             maintenance::MaintenanceService(backend.clone())
+        ))
+        .add_service(limited!(LockServer, lock::LockService(backend.clone())))
+        .add_service(limited!(
+            ElectionServer,
+            election::ElectionService(backend.clone())
         ))
         .add_service(health);
     let services = routes.routes().into_axum_router().reset_fallback();

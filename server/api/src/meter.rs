@@ -100,7 +100,22 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("grpc.health.v1.Health", "Check", UNARY),
     ("grpc.health.v1.Health", "List", UNARY),
     ("grpc.health.v1.Health", "Watch", SERVER),
+    ("v3electionpb.Election", "Campaign", UNARY),
+    ("v3electionpb.Election", "Leader", UNARY),
+    ("v3electionpb.Election", "Observe", SERVER),
+    ("v3electionpb.Election", "Proclaim", UNARY),
+    ("v3electionpb.Election", "Resign", UNARY),
+    ("v3lockpb.Lock", "Lock", UNARY),
+    ("v3lockpb.Lock", "Unlock", UNARY),
 ];
+/// These services come so late in etcd's start that its metrics know nothing of them until they are
+/// used.
+const UNKNOWN_UNTIL_USED: &str = "v3";
+
+/// Whether a value of a service is shown.
+fn is_shown(service: &str, value: u64) -> bool {
+    value > 0 || !service.starts_with(UNKNOWN_UNTIL_USED)
+}
 
 const KV: &str = "etcdserverpb.KV";
 /// Its methods that say themselves what was slow.
@@ -248,6 +263,9 @@ impl Meter {
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
             for ((service, method, kind), counters) in METHODS.iter().zip(&self.methods) {
                 let value = of(counters).load(Relaxed);
+                if !is_shown(service, value) {
+                    continue;
+                }
                 let _ = writeln!(
                     text,
                     "{name}{{grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"{kind}\"}} \
@@ -277,6 +295,9 @@ impl Meter {
         for ((service, method, kind), counters) in METHODS.iter().zip(&self.methods) {
             for (code, handled) in CODES.iter().zip(&counters.handled) {
                 let value = handled.load(Relaxed);
+                if !is_shown(service, value) {
+                    continue;
+                }
                 let _ = writeln!(
                     text,
                     "{name}{{grpc_code=\"{code}\",grpc_method=\"{method}\",grpc_service=\"{service}\",\
