@@ -238,6 +238,12 @@ fn flags_that_mean_nothing_are_refused_as_etcd_does() {
             "unknown auto-compaction-mode",
         ),
         (
+            &["--auto-compaction-retention=day"],
+            &[],
+            1,
+            "error parsing CompactionRetention",
+        ),
+        (
             &["--feature-gates=Nothing=true"],
             &[],
             2,

@@ -125,8 +125,8 @@ flags! {
         "discovery-srv-name" Text, "", Refused;
         "strict-reconfig-check" Bool, "true", Full;
         "pre-vote" Bool, "true", Full;
-        "auto-compaction-retention" Text, "0", NotYet;
-        "auto-compaction-mode" OneOf(&["periodic", "revision"]), "periodic", NotYet;
+        "auto-compaction-retention" Text, "0", Full;
+        "auto-compaction-mode" OneOf(&["periodic", "revision"]), "periodic", Full;
         "v2-deprecation" OneOf(&["write-only", "write-only-drop-data", "gone"]), "write-only", Never;
     }
     "Security" {

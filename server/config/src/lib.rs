@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod compaction;
 mod flags;
 mod security;
 mod sources;
@@ -23,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+pub use compaction::AutoCompaction;
 pub use flags::{Effect, FLAGS, Flag, Kind, OWN};
 pub use security::{KeyPair, Security, TlsLimits, is_secure};
 pub use url::Url;
@@ -139,6 +141,8 @@ pub struct Config {
     pub corrupt_check_time: Duration,
     /// Time between two comparisons of what members keep of compactions.
     pub compact_hash_check_time: Option<Duration>,
+    /// What of the history is kept without anybody asking; `None` keeps all of it.
+    pub auto_compaction: Option<AutoCompaction>,
     /// Time between two progress notifications of a watcher.
     pub progress_interval: Duration,
     /// Time after which an idle connection is asked whether it lives.
@@ -510,6 +514,10 @@ impl Config {
             compact_hash_check_time: v
                 .gate(values::COMPACT_HASH_CHECK)
                 .then(|| v.duration("compact-hash-check-time")),
+            auto_compaction: AutoCompaction::of(
+                &v.text("auto-compaction-mode"),
+                &v.text("auto-compaction-retention"),
+            )?,
             progress_interval: v.duration("watch-progress-notify-interval"),
             keepalive_interval: v.duration("grpc-keepalive-interval"),
             keepalive_timeout: v.duration("grpc-keepalive-timeout"),

@@ -4,12 +4,14 @@
 //! `bootstrap.rs` brings a data directory to life, `raft.rs`, `log.rs` and `apply.rs` are the
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
 //! answers clients, `peers.rs` other members. `snapshots.rs` is the state as a whole, `truncate.rs`
-//! keeps the log short, `corruption.rs` compares members, `disk.rs` meets a disk that fills up.
+//! keeps the log short, `corruption.rs` compares members, `disk.rs` meets a disk that fills up,
+//! `compactor.rs` compacts by itself.
 
 mod apply;
 mod auth;
 mod backend;
 mod bootstrap;
+mod compactor;
 mod corruption;
 mod disk;
 mod forced;
@@ -189,6 +191,9 @@ impl Node {
         };
         corruption::spawn(&mut tasks, &shared, checks);
         tasks.spawn(disk::run(Arc::clone(&shared), disk));
+        if let Some(policy) = config.auto_compaction {
+            tasks.spawn(compactor::run(Arc::clone(&shared), policy));
+        }
         Ok(Self {
             shared,
             threads,
