@@ -39,9 +39,9 @@ pub(crate) async fn add(
         warn!("rejecting member add request; not enough started members");
         return Err(Error::MemberNotEnoughStarted);
     }
-    if shared.settings.strict_reconfig && !member.is_learner && !peers::all_voters_connected(shared)
-    {
-        warn!("rejecting member add request; local member has not been connected to all peers");
+    // Of a learner too, as in etcd.
+    if shared.settings.strict_reconfig && !peers::addition_keeps_quorum(shared) {
+        warn!("rejecting member add request; local member has not been connected to enough peers");
         return Err(Error::Unhealthy);
     }
     let change = members::add(shared.next_id(), &member);

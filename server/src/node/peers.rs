@@ -103,10 +103,11 @@ fn settled_voters(shared: &Shared) -> (usize, usize) {
     (count, voters.len())
 }
 
-/// Whether all voters can be heard, which a new one should not be added without.
-pub(crate) fn all_voters_connected(shared: &Shared) -> bool {
+/// Whether the voters that can be heard would still make a quorum with one more that cannot; a
+/// member alone may always grow.
+pub(crate) fn addition_keeps_quorum(shared: &Shared) -> bool {
     let (settled, voters) = settled_voters(shared);
-    settled == voters
+    voters == 1 || settled > voters.div_ceil(2)
 }
 
 /// Whether the voters that can be heard still make a quorum without a member.
