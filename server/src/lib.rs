@@ -13,6 +13,7 @@ mod database;
 mod export;
 mod front;
 mod guard;
+mod http2_debug;
 mod listen;
 mod logging;
 mod node;
@@ -239,7 +240,8 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
         for clients in clients {
             let (plain, secure) = (clients.plain, clients.secure);
             let cover = secured.client_cover(plain.is_some(), secure.is_some());
-            let (router, stop) = (api::router(node.backend()), stopped.clone());
+            let router = http2_debug::wrap(api::router(node.backend()));
+            let stop = stopped.clone();
             servers.spawn(listen::serve(
                 clients.bound,
                 "client",
