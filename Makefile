@@ -40,6 +40,7 @@ lint: deps $(CARGO_DENY) ## Formatting, clippy, vet, licenses, bans and sources 
 	@unformatted=$$(gofmt -l e2e); if [ -n "$$unformatted" ]; then echo "gofmt these:" $$unformatted; exit 1; fi
 	cd e2e && go vet ./... && go mod tidy -diff
 	cd e2e/etcd36 && go mod tidy -diff
+	cd e2e/suite && go mod tidy -diff
 	$(CARGO_DENY) --locked check bans licenses sources
 	cargo clippy --locked --release --workspace --all-targets --all-features -- -D warnings
 
@@ -96,6 +97,12 @@ SCALE := --keep e2e/bench/results/$(shell uname -m)-$(shell nproc)-cores-scale.t
 scale: build ## Measure how Cairn grows up to 10 million keys: start, CPU per request, compaction, a member that catches up (half an hour, 20 GB).
 	@mkdir -p e2e/bench/results
 	$(CARGO_TARGET_DIR)/release/bench --scale $(SCALE)
+
+# As in: make etcd-suite SUITE='TestKVPut TestWatch', or SUITE=--etcd for real etcd.
+SUITE :=
+.PHONY: etcd-suite
+etcd-suite: build ## Run all of etcd's own client suite on Cairn, in all cluster shapes (about ten minutes).
+	$(CARGO_TARGET_DIR)/release/etcd_suite $(SUITE)
 
 # Of `make crash`: rounds of faults; SEED=n says which ones.
 ROUNDS ?= 320

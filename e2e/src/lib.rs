@@ -1,9 +1,11 @@
 //! Tests of the whole tree, with real etcd beside it and real Kubernetes around it, and what they
 //! share: [`Server`] runs one member of either kind, [`Process`] a `cairn` that may not come to
 //! serve, [`load::Load`] clients whose answers are judged, [`failpoints`] tells a member where to
-//! die, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes, [`Helm`]
-//! renders charts. Nothing may depend on this crate. Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
-//! `waltool/`, `bolttool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod` Kubernetes and helm.
+//! die, [`powerfs::PowerFs`] is a disk whose power can be cut, [`k8s`] a Kubernetes,
+//! [`suite::Suite`] etcd's own tests, [`Helm`] renders charts. Nothing may depend on this crate.
+//! Start reading in `tests/direction.rs`, then `tests/differential.rs`. The Go side of tests is in
+//! `waltool/`, `bolttool/` and `prototool/`; `go.mod` pins etcd and its tools, `k8s/go.mod`
+//! Kubernetes and helm, `suite/go.mod` etcd's tests.
 
 // Support for tests: a failed step is a failed test.
 #![allow(clippy::unwrap_used)]
@@ -19,6 +21,7 @@ pub mod powerfs;
 pub mod previous;
 pub mod process;
 mod server;
+pub mod suite;
 mod volume;
 
 pub use certificates::{Authority, Issue, KeyFiles, replace};
