@@ -10,11 +10,11 @@ use proto::{
         AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
         AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest,
         AuthenticateRequest, CompactionRequest, CompactionResponse, DeleteRangeRequest,
-        DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
-        LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
-        LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-        PutResponse, RangeRequest, RangeResponse, StatusResponse, TxnRequest, TxnResponse,
-        WatchCreateRequest,
+        DeleteRangeResponse, DowngradeRequest, HashKvRequest, HashKvResponse, LeaseGrantRequest,
+        LeaseGrantResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+        LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest,
+        MemberUpdateRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
+        TxnRequest, TxnResponse, WatchCreateRequest,
     },
     framed,
 };
@@ -256,6 +256,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn snapshot(&self) -> impl Future<Output = Result<SnapshotFile, Error>> + Send;
     /// Rewrites the local files to give space back.
     fn defragment(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Looks at, begins or calls off the job of going to the release before; returns the cluster's
+    /// version, as "3.7".
+    fn downgrade(&self, r: DowngradeRequest) -> impl Future<Output = Result<String, Error>> + Send;
     /// Hands leadership to `target`; `NotLeader` on any other member.
     fn move_leader(&self, target: u64) -> impl Future<Output = Result<(), Error>> + Send;
 

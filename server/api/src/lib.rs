@@ -6,8 +6,8 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: downgrades and the JSON gateway.
-//! Calls of these are answered UNIMPLEMENTED.
+//! Not here yet: the JSON gateway.
+//! Hash is answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
 

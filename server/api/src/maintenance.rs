@@ -4,11 +4,14 @@ use proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
     DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
     MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, alarm_request::AlarmAction,
-    maintenance_server::Maintenance,
+    downgrade_request::DowngradeAction, maintenance_server::Maintenance,
 };
 use tonic::{Request, Response, Status};
 
 use crate::{Backend, caller::Caller, gate, snapshot, status};
+
+/// In etcd's words.
+const UNKNOWN_METHOD: &str = "etcdserver: unknown method";
 
 pub(crate) struct MaintenanceService<B>(pub B);
 
@@ -105,7 +108,18 @@ impl<B: Backend> Maintenance for MaintenanceService<B> {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        gate::pass(&self.0, request.metadata(), false)?;
         self.require_root(&request).await?;
-        Err(status::not_yet("Downgrade"))
+        let request = request.into_inner();
+        if DowngradeAction::try_from(request.action).is_err() {
+            return Err(Status::unknown(UNKNOWN_METHOD));
+        }
+        let version = self.0.downgrade(request).await.map_err(status::of)?;
+        let mut response = DowngradeResponse {
+            version,
+            header: None,
+        };
+        status::fill(&self.0, &mut response.header);
+        Ok(Response::new(response))
     }
 }

@@ -192,7 +192,7 @@ flags! {
         "bootstrap-defrag-threshold-megabytes" Uint, "0", Never;
         "max-learners" Uint, "1", Full;
         "compaction-sleep-interval" Duration, "10ms", Never;
-        "downgrade-check-time" Duration, "5s", NotYet;
+        "downgrade-check-time" Duration, "5s", Full;
         "snapshot-catchup-entries" Uint, "5000", Full;
     }
     "Unsafe feature" {

@@ -143,6 +143,10 @@ pub struct Config {
     pub compact_hash_check_time: Option<Duration>,
     /// What of the history is kept without anybody asking; `None` keeps all of it.
     pub auto_compaction: Option<AutoCompaction>,
+    /// Whether the leader tells others what is left of leases.
+    pub lease_checkpoint: bool,
+    /// Time between two looks whether a downgrade is done; zero for none.
+    pub downgrade_check_time: Duration,
     /// Time between two progress notifications of a watcher.
     pub progress_interval: Duration,
     /// Time after which an idle connection is asked whether it lives.
@@ -518,6 +522,8 @@ impl Config {
                 &v.text("auto-compaction-mode"),
                 &v.text("auto-compaction-retention"),
             )?,
+            lease_checkpoint: v.gate(values::LEASE_CHECKPOINT),
+            downgrade_check_time: v.duration("downgrade-check-time"),
             progress_interval: v.duration("watch-progress-notify-interval"),
             keepalive_interval: v.duration("grpc-keepalive-interval"),
             keepalive_timeout: v.duration("grpc-keepalive-timeout"),

@@ -80,15 +80,17 @@ fn checks_of_corruption_are_switched_on_as_in_etcd() {
     assert_eq!(off.compact_hash_check_time, None);
     assert!(!off.initial_corrupt_check && off.corrupt_check_time.is_zero());
     let on = config(&[
-        "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true,LeaseCheckpoint=true",
+        "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true,LeaseCheckpoint=true,\
+         LeaseCheckpointPersist=true",
         "--corrupt-check-time=1m",
     ]);
     assert!(on.initial_corrupt_check);
     let minute = Duration::from_secs(60);
     assert_eq!(on.corrupt_check_time, minute);
     assert_eq!(on.compact_hash_check_time, Some(minute));
-    let told = ["the feature gate LeaseCheckpoint has no effect"];
+    let told = ["the feature gate LeaseCheckpointPersist has no effect"];
     assert_eq!(on.warnings, told);
+    assert!(on.lease_checkpoint && !off.lease_checkpoint);
 }
 
 #[test]

@@ -93,6 +93,8 @@ const ALPHA: &str = "ALPHA";
 const BETA: &str = "BETA";
 /// Members compare their keys with others' before they serve.
 pub(crate) const INITIAL_CORRUPT_CHECK: &str = "InitialCorruptCheck";
+/// The leader tells others what is left of leases.
+pub(crate) const LEASE_CHECKPOINT: &str = "LeaseCheckpoint";
 /// The leader compares what members keep of compactions.
 pub(crate) const COMPACT_HASH_CHECK: &str = "CompactHashCheck";
 
@@ -118,7 +120,7 @@ pub(crate) const GATES: &[Gate] = &[
     gate(COMPACT_HASH_CHECK, false, true),
     gate("FastLeaseKeepAlive", true, false),
     gate(INITIAL_CORRUPT_CHECK, false, true),
-    gate("LeaseCheckpoint", false, false),
+    gate(LEASE_CHECKPOINT, false, true),
     gate("LeaseCheckpointPersist", false, false),
     gate("PriorityRequest", false, false),
     gate("SetMemberLocalAddr", false, false),

@@ -15,12 +15,12 @@ use prost::Message;
 use proto::{
     etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
-        DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-        InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseLeasesResponse,
-        LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
-        LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberUpdateRequest, PutRequest,
-        PutResponse, RangeRequest, RangeResponse, RequestHeader, ResponseHeader, StatusResponse,
-        TxnRequest, TxnResponse,
+        DeleteRangeRequest, DeleteRangeResponse, DowngradeInfo, DowngradeRequest, HashKvRequest,
+        HashKvResponse, InternalRaftRequest, LeaseGrantRequest, LeaseGrantResponse,
+        LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+        LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest,
+        MemberUpdateRequest, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestHeader,
+        ResponseHeader, StatusResponse, TxnRequest, TxnResponse,
     },
     framed,
 };
@@ -250,6 +250,11 @@ impl NodeBackend {
     /// Renews a lease here, if this member decides about leases.
     pub async fn renew_here(&self, id: i64) -> Result<i64, Error> {
         self.wait_granted().await?;
+        // Or the next leader would let it end too soon.
+        let told = super::lessor(&self.shared).must_forget_checkpoint(id);
+        if told {
+            tasks::checkpoint(&self.shared, vec![(id, 0)]).await?;
+        }
         let renewed = {
             let mut lessor = super::lessor(&self.shared);
             if !lessor.is_primary() {
@@ -740,6 +745,10 @@ impl Backend for NodeBackend {
             .send(input)
             .map_err(|_| Error::Stopped)?;
         accounted.await.map_err(|_| Error::Stopped)
+    }
+
+    async fn downgrade(&self, r: DowngradeRequest) -> Result<String, Error> {
+        Ok(self.change_downgrade(&r).await?.short())
     }
 
     async fn move_leader(&self, target: u64) -> Result<(), Error> {

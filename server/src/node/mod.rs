@@ -5,7 +5,7 @@
 //! threads, `shared.rs` is what they share, `tasks.rs` is what happens by the clock, `backend.rs`
 //! answers clients, `peers.rs` other members. `snapshots.rs` is the state as a whole, `truncate.rs`
 //! keeps the log short, `corruption.rs` compares members, `disk.rs` meets a disk that fills up,
-//! `compactor.rs` compacts by itself.
+//! `compactor.rs` compacts by itself, `downgrade.rs` goes back a release.
 
 mod apply;
 mod auth;
@@ -14,6 +14,7 @@ mod bootstrap;
 mod compactor;
 mod corruption;
 mod disk;
+mod downgrade;
 mod forced;
 mod log;
 mod membership;
@@ -191,6 +192,14 @@ impl Node {
         };
         corruption::spawn(&mut tasks, &shared, checks);
         tasks.spawn(disk::run(Arc::clone(&shared), disk));
+        if config.lease_checkpoint {
+            lessor(&shared).enable_checkpoints();
+            tasks.spawn(tasks::checkpoint_leases(Arc::clone(&shared)));
+        }
+        if !config.downgrade_check_time.is_zero() {
+            let period = config.downgrade_check_time;
+            tasks.spawn(downgrade::run(Arc::clone(&shared), period));
+        }
         if let Some(policy) = config.auto_compaction {
             tasks.spawn(compactor::run(Arc::clone(&shared), policy));
         }

@@ -7,12 +7,12 @@ use std::{
 
 use proto::{
     etcdserverpb::{
-        AlarmRequest, AlarmType, InternalRaftRequest, LeaseRevokeRequest,
-        alarm_request::AlarmAction,
+        AlarmRequest, AlarmType, InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest,
+        LeaseRevokeRequest, alarm_request::AlarmAction,
     },
     membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
 };
-use state::{Error, REVOKES_PER_SCAN, version};
+use state::{CHECKPOINTS_PER_ENTRY, Error, REVOKES_PER_SCAN, version};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -99,7 +99,40 @@ async fn expire_leases(shared: Arc<Shared>) {
     }
 }
 
-/// Raises the cluster's version to what all members can do.
+/// Tells all members, through the log, what is left of leases.
+pub(crate) async fn checkpoint_leases(shared: Arc<Shared>) {
+    let mut ticks = interval(LEASE_SCAN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let due = {
+            let mut lessor = super::lessor(&shared);
+            lessor.due_checkpoints(shared.now(), CHECKPOINTS_PER_ENTRY)
+        };
+        if due.is_empty() || !shared.is_leader() {
+            continue;
+        }
+        if let Err(error) = checkpoint(&shared, due).await {
+            warn!(%error, "could not tell what is left of leases");
+        }
+    }
+}
+
+/// Tells what is left of leases, in seconds; 0 has it forgotten.
+pub(crate) async fn checkpoint(shared: &Arc<Shared>, left: Vec<(i64, i64)>) -> Result<(), Error> {
+    let checkpoints = left.into_iter();
+    let checkpoints = checkpoints.map(|(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl });
+    let request = InternalRaftRequest {
+        lease_checkpoint: Some(LeaseCheckpointRequest {
+            checkpoints: checkpoints.collect(),
+        }),
+        ..InternalRaftRequest::default()
+    };
+    let backend = NodeBackend::new(Arc::clone(shared));
+    backend.propose(request).await.map(|_| ())
+}
+
+/// Raises the cluster's version to what all members can do, or takes it down when it is told to.
 async fn decide_versions(shared: Arc<Shared>) {
     let mut wait = FIRST_VERSION_CHECK;
     loop {
@@ -109,17 +142,22 @@ async fn decide_versions(shared: Arc<Shared>) {
             wait = FIRST_VERSION_CHECK;
             continue;
         }
-        let current = shared.published.load().cluster_version;
-        let Some(decided) = version::decide(peers::versions(&shared).await) else {
+        let members = peers::versions(&shared).await;
+        let (current, decided) = {
+            let published = shared.published.load();
+            let current = published.cluster_version;
+            (
+                current,
+                version::decide(current, members, &published.downgrade),
+            )
+        };
+        let Some(decided) = decided else {
             // A member that does not answer; a new cluster's should not be long in coming.
             if current.is_none() {
                 wait = FIRST_VERSION_CHECK;
             }
             continue;
         };
-        if current.is_some_and(|current| current >= decided) {
-            continue;
-        }
         let request = InternalRaftRequest {
             cluster_version_set: Some(ClusterVersionSetRequest {
                 ver: decided.to_string(),

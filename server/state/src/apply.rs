@@ -287,7 +287,11 @@ impl<E: Engine> Batch<'_, E> {
         let kept = version.is_some_and(|version| version >= STORAGE_VERSION_SINCE);
         for checkpoint in r.checkpoints {
             let id = checkpoint.id;
-            if self.lessor.checkpoint(id, checkpoint.remaining_ttl) && kept {
+            if self
+                .lessor
+                .checkpoint(id, checkpoint.remaining_ttl, self.now)
+                && kept
+            {
                 self.write_lease(id)?;
             }
         }

@@ -20,6 +20,10 @@ pub const REVOKES_PER_SCAN: usize = 500;
 const EXPIRIES_PER_SECOND: u32 = 750;
 /// Up to so many leases are not spread after a change of leader.
 const SPREAD_FROM: usize = 1000;
+/// How often what is left of a lease is told to all members, when that is asked for.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// Leases of one checkpoint, at most.
+pub const CHECKPOINTS_PER_ENTRY: usize = 1000;
 /// How long a proposed revocation may take before it is proposed again.
 const REVOKE_RETRY: Duration = Duration::from_secs(3);
 
@@ -34,6 +38,29 @@ struct Lease {
     expiry: Option<Duration>,
     /// Its place in the queue of expiries.
     queued: Option<Duration>,
+    /// Its place in the queue of checkpoints.
+    checkpoint: Option<Duration>,
+}
+
+impl Lease {
+    fn new(ttl: i64, remaining_ttl: i64) -> Self {
+        Self {
+            ttl,
+            remaining_ttl,
+            expiry: None,
+            queued: None,
+            checkpoint: None,
+        }
+    }
+
+    /// For how long it lives when a leader begins to count.
+    fn lives(&self) -> Duration {
+        let ttl = match self.remaining_ttl {
+            0 => self.ttl,
+            remaining => remaining,
+        };
+        Duration::from_secs(ttl.max(0) as u64)
+    }
 }
 
 /// What is left of a lease.
@@ -51,6 +78,10 @@ pub struct Lessor {
     leases: HashMap<i64, Lease>,
     /// Expiries, soonest first; only on the leader.
     queue: BTreeSet<(Duration, i64)>,
+    /// When what is left of a lease is to be told, soonest first; only on the leader.
+    checkpoints: BTreeSet<(Duration, i64)>,
+    /// Whether that is done.
+    checkpointing: bool,
     primary: bool,
     min_ttl: i64,
 }
@@ -73,12 +104,7 @@ impl Lessor {
             .map_err(|error| format!("a row of family lease: {error}"))?;
         self.leases.insert(
             lease.id,
-            Lease {
-                ttl: lease.ttl.max(self.min_ttl),
-                remaining_ttl: lease.remaining_ttl,
-                expiry: None,
-                queued: None,
-            },
+            Lease::new(lease.ttl.max(self.min_ttl), lease.remaining_ttl),
         );
         Ok(())
     }
@@ -90,6 +116,7 @@ impl Lessor {
     /// When a row is damaged; nothing has changed then.
     pub(crate) fn replace(&mut self, rows: &[Bytes], now: Duration) -> Result<(), String> {
         let mut next = Self::new(self.min_ttl);
+        next.checkpointing = self.checkpointing;
         for row in rows {
             next.load(row)?;
         }
@@ -115,17 +142,10 @@ impl Lessor {
             return Err(Error::LeaseExist);
         }
         let ttl = ttl.max(self.min_ttl);
-        self.leases.insert(
-            id,
-            Lease {
-                ttl,
-                remaining_ttl: 0,
-                expiry: None,
-                queued: None,
-            },
-        );
+        self.leases.insert(id, Lease::new(ttl, 0));
         if self.primary {
             self.refresh(id, now, Duration::ZERO);
+            self.plan_checkpoint(id, now);
         }
         Ok(ttl)
     }
@@ -139,17 +159,77 @@ impl Lessor {
         if let Some(at) = lease.queued {
             self.queue.remove(&(at, id));
         }
+        if let Some(at) = lease.checkpoint {
+            self.checkpoints.remove(&(at, id));
+        }
         Ok(())
     }
 
     /// Notes what the leader said was left of a lease. Returns whether there is such a lease.
-    pub(crate) fn checkpoint(&mut self, id: i64, remaining_ttl: i64) -> bool {
-        match self.leases.get_mut(&id) {
-            Some(lease) => {
-                lease.remaining_ttl = remaining_ttl;
-                true
+    pub(crate) fn checkpoint(&mut self, id: i64, remaining_ttl: i64, now: Duration) -> bool {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return false;
+        };
+        lease.remaining_ttl = remaining_ttl;
+        if self.primary {
+            self.plan_checkpoint(id, now);
+        }
+        true
+    }
+
+    /// From now on the leader tells others what is left of long leases, so that the next one does not
+    /// give them their whole time again.
+    pub fn enable_checkpoints(&mut self) {
+        self.checkpointing = true;
+    }
+
+    /// Of which leases others are to be told what is left, in seconds; at most `limit`.
+    pub fn due_checkpoints(&mut self, now: Duration, limit: usize) -> Vec<(i64, i64)> {
+        let mut due = Vec::new();
+        while due.len() < limit {
+            match self.checkpoints.first() {
+                Some(&(at, id)) if at <= now => {
+                    self.checkpoints.pop_first();
+                    due.extend(self.left_at_checkpoint(id, now).map(|left| (id, left)));
+                }
+                _ => break,
             }
-            None => false,
+        }
+        due
+    }
+
+    /// What is left of a lease, in seconds, rounded up. One that has its whole time needs no telling
+    /// now, and one that has ended no more.
+    fn left_at_checkpoint(&mut self, id: i64, now: Duration) -> Option<i64> {
+        let lease = self.leases.get_mut(&id)?;
+        lease.checkpoint = None;
+        let left = lease.expiry?.checked_sub(now)?;
+        let left = (left.as_secs() + u64::from(left.subsec_nanos() > 0)) as i64;
+        let told = (1..lease.ttl).contains(&left);
+        // Also if it does not get through the log.
+        self.plan_checkpoint(id, now);
+        told.then_some(left)
+    }
+
+    /// Whether others must forget what was told of a lease before it is renewed.
+    pub fn must_forget_checkpoint(&self, id: i64) -> bool {
+        let told = |lease: &Lease| lease.remaining_ttl > 0;
+        self.checkpointing && self.leases.get(&id).is_some_and(told)
+    }
+
+    /// What lives no longer than an interval ends before it would be told of.
+    fn plan_checkpoint(&mut self, id: i64, now: Duration) {
+        let Some(lease) = self.leases.get_mut(&id).filter(|_| self.checkpointing) else {
+            return;
+        };
+        let at = now + CHECKPOINT_INTERVAL;
+        let long = lease.lives() > CHECKPOINT_INTERVAL;
+        let before = std::mem::replace(&mut lease.checkpoint, long.then_some(at));
+        if let Some(before) = before {
+            self.checkpoints.remove(&(before, id));
+        }
+        if long {
+            self.checkpoints.insert((at, id));
         }
     }
 
@@ -248,6 +328,7 @@ impl Lessor {
         let ids: Vec<i64> = self.leases.keys().copied().collect();
         for id in ids {
             self.refresh(id, now, extend);
+            self.plan_checkpoint(id, now);
         }
         if self.leases.len() >= SPREAD_FROM {
             self.spread(now, extend);
@@ -258,9 +339,11 @@ impl Lessor {
     pub fn demote(&mut self) {
         self.primary = false;
         self.queue.clear();
+        self.checkpoints.clear();
         for lease in self.leases.values_mut() {
             lease.expiry = None;
             lease.queued = None;
+            lease.checkpoint = None;
         }
     }
 
@@ -278,11 +361,7 @@ impl Lessor {
 
     fn refresh(&mut self, id: i64, now: Duration, extend: Duration) {
         if let Some(lease) = self.leases.get_mut(&id) {
-            let ttl = match lease.remaining_ttl {
-                0 => lease.ttl,
-                remaining => remaining,
-            };
-            let expiry = now + extend + Duration::from_secs(ttl.max(0) as u64);
+            let expiry = now + extend + lease.lives();
             lease.expiry = Some(expiry);
             self.enqueue(id, expiry);
         }
@@ -385,7 +464,7 @@ mod tests {
         assert_eq!(lessor.time_to_live(1, at(100)).unwrap().remaining, 5);
         lessor.promote(at(100), at(1));
         assert_eq!(lessor.time_to_live(1, at(100)).unwrap().remaining, 6);
-        assert!(lessor.checkpoint(1, 3));
+        assert!(lessor.checkpoint(1, 3, at(100)));
         lessor.promote(at(100), at(1));
         assert!(lessor.expired(at(103), 9).is_empty());
         assert_eq!(lessor.expired(at(104), 9), [1]);
@@ -418,7 +497,7 @@ mod tests {
         let mut other = leader();
         other.grant(2, 10, at(0)).unwrap();
         other.grant(3, 20, at(0)).unwrap();
-        other.checkpoint(3, 7);
+        other.checkpoint(3, 7, at(0));
         let rows = [2, 3].map(|id| other.row(id).unwrap());
         let mut lessor = leader();
         lessor.grant(1, 5, at(0)).unwrap();
@@ -441,10 +520,60 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_long_leases_is_told_at_intervals() {
+        let mut lessor = Lessor::new(2);
+        lessor.enable_checkpoints();
+        lessor.grant(1, 1000, at(0)).unwrap();
+        lessor.promote(at(0), at(0));
+        lessor.grant(2, 300, at(0)).unwrap();
+        lessor.grant(3, 2000, at(0)).unwrap();
+        lessor.grant(4, 2000, at(0)).unwrap();
+        lessor.revoke(4).unwrap();
+        assert!(lessor.due_checkpoints(at(299), 9).is_empty());
+        assert_eq!(lessor.due_checkpoints(at(300), 1), [(1, 700)]);
+        assert_eq!(lessor.due_checkpoints(at(300), 9), [(3, 1700)]);
+        assert!(lessor.due_checkpoints(at(599), 9).is_empty());
+        // Once it is through the log, the next one is planned from then on.
+        for (id, left) in [(1, 700), (3, 1700)] {
+            assert!(lessor.checkpoint(id, left, at(301)));
+            assert!(lessor.must_forget_checkpoint(id));
+        }
+        assert_eq!(lessor.renew(3, at(600)), Ok(Some(2000)));
+        assert!(!lessor.must_forget_checkpoint(3));
+        assert_eq!(lessor.due_checkpoints(at(601), 9), [(1, 399), (3, 1999)]);
+        // The next leader begins with what it was told, and nothing is due on a follower.
+        lessor.checkpoint(1, 399, at(601));
+        lessor.demote();
+        assert!(lessor.due_checkpoints(at(5000), 9).is_empty());
+        lessor.promote(at(5000), at(1));
+        assert_eq!(lessor.time_to_live(1, at(5000)).unwrap().remaining, 400);
+        assert_eq!(lessor.time_to_live(3, at(5000)).unwrap().remaining, 2001);
+    }
+
+    #[test]
+    fn nothing_is_told_unless_it_is_asked_for() {
+        let mut lessor = leader();
+        lessor.grant(1, 1000, at(0)).unwrap();
+        lessor.checkpoint(1, 700, at(0));
+        assert!(lessor.due_checkpoints(at(900), 9).is_empty());
+        assert!(!lessor.must_forget_checkpoint(1));
+    }
+
+    #[test]
+    fn a_lease_with_its_whole_time_is_told_of_later() {
+        let mut lessor = Lessor::new(2);
+        lessor.enable_checkpoints();
+        lessor.grant(1, 1000, at(0)).unwrap();
+        lessor.promote(at(0), at(400));
+        assert!(lessor.due_checkpoints(at(300), 9).is_empty());
+        assert_eq!(lessor.due_checkpoints(at(600), 9), [(1, 800)]);
+    }
+
+    #[test]
     fn a_row_is_read_as_it_was_written() {
         let mut lessor = leader();
         lessor.grant(-7, 60, at(0)).unwrap();
-        lessor.checkpoint(-7, 30);
+        lessor.checkpoint(-7, 30, at(0));
         let row = lessor.row(-7).unwrap();
         let mut other = Lessor::new(2);
         other.load(&row).unwrap();

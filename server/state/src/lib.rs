@@ -37,7 +37,7 @@ pub use buckets::{BucketRow, BucketSink, BucketSource, CopyError, export, import
 pub use counts::{Counts, ranges_of};
 pub use error::{Code, Error};
 pub use fatal::Fatal;
-pub use lessor::{Lessor, MAX_TTL, REVOKES_PER_SCAN, TimeToLive};
+pub use lessor::{CHECKPOINTS_PER_ENTRY, Lessor, MAX_TTL, REVOKES_PER_SCAN, TimeToLive};
 pub use machine::{
     Applied, ConfChangeOutcome, Machine, Options, Outcome, Published, Replaced, Reply,
 };

@@ -37,6 +37,18 @@ impl Version {
         Self::new(self.major, self.minor, 0)
     }
 
+    /// The release before, to which a cluster may go down.
+    pub fn before(self) -> Option<Self> {
+        let minor = self.minor.checked_sub(1)?;
+        Some(Self::new(self.major, minor, 0))
+    }
+
+    /// Reads a release as people write it: "3.6" or "3.6.0".
+    pub fn of_release(text: &str) -> Option<Self> {
+        let whole = text.parse().or_else(|_| format!("{text}.0").parse());
+        whole.ok().map(Self::release)
+    }
+
     /// "3.7", as `/version` and metrics show a cluster's.
     pub fn short(self) -> String {
         format!("{}.{}", self.major, self.minor)
@@ -66,11 +78,26 @@ impl FromStr for Version {
     }
 }
 
-/// The cluster version that its members' server versions allow: the release of the oldest.
-/// `None` while a member's is unknown.
-pub fn decide(members: impl IntoIterator<Item = Option<Version>>) -> Option<Version> {
+/// The version that a cluster is to get now, if it is to get another: the release of its oldest member,
+/// when that is a higher one; under a downgrade the job's, when that is one release below the cluster's
+/// and below the oldest member's. `None` also while a member's is unknown.
+pub fn decide(
+    current: Option<Version>,
+    members: impl IntoIterator<Item = Option<Version>>,
+    downgrade: &Downgrade,
+) -> Option<Version> {
     let versions: Option<Vec<Version>> = members.into_iter().collect();
-    versions?.into_iter().min().map(Version::release)
+    let oldest = versions?.into_iter().min()?.release();
+    let Some(current) = current else {
+        return Some(oldest);
+    };
+    if downgrade.enabled {
+        let target = downgrade.target();
+        let may = target.is_some() && current.before() == target && oldest.before() == target;
+        return if may { target } else { None };
+    }
+    let higher = current.major == oldest.major && current < oldest;
+    higher.then_some(oldest)
 }
 
 /// The job of downgrading the cluster, in etcd's JSON.
@@ -82,6 +109,23 @@ pub struct Downgrade {
     /// Whether there is a job.
     #[serde(default)]
     pub enabled: bool,
+}
+
+impl Downgrade {
+    /// The release to go to, while there is a job.
+    pub fn target(&self) -> Option<Version> {
+        let target = self
+            .enabled
+            .then(|| Version::of_release(&self.target_version));
+        target.flatten()
+    }
+
+    /// Whether all members are of the release to go to, so that the job is done.
+    pub fn is_done(&self, members: impl IntoIterator<Item = Option<Version>>) -> bool {
+        let target = self.target();
+        let mut members = members.into_iter();
+        target.is_some() && members.all(|member| member.map(Version::release) == target)
+    }
 }
 
 #[cfg(test)]
@@ -105,8 +149,43 @@ mod tests {
     #[test]
     fn a_cluster_goes_by_its_oldest_member() {
         let (new, old) = (Version::new(3, 7, 3), Version::new(3, 6, 9));
-        assert_eq!(decide([Some(new), Some(old)]), Some(Version::new(3, 6, 0)));
-        assert_eq!(decide([Some(new), None]), None);
-        assert_eq!(decide([]), None);
+        let none = Downgrade::default();
+        let release = |minor| Some(Version::new(3, minor, 0));
+        let check = |current, members: &[Option<Version>], expected| {
+            let decided = decide(current, members.iter().copied(), &none);
+            assert_eq!(decided, expected, "{current:?} {members:?}");
+        };
+        check(None, &[Some(new), Some(old)], release(6));
+        check(None, &[Some(new), None], None);
+        check(None, &[], None);
+        check(release(6), &[Some(new), Some(old)], None);
+        check(release(6), &[Some(new), Some(new)], release(7));
+        check(release(7), &[Some(new), Some(old)], None);
+        check(Some(MIN_CLUSTER), &[Some(new)], release(7));
+        check(Some(Version::new(2, 3, 0)), &[Some(new)], None);
+    }
+
+    #[test]
+    fn a_cluster_goes_down_by_one_release_when_it_is_told_to() {
+        let to = |target: &str| Downgrade {
+            target_version: target.to_owned(),
+            enabled: true,
+        };
+        let release = |minor| Some(Version::new(3, minor, 0));
+        let (new, old) = (Some(Version::new(3, 7, 3)), Some(Version::new(3, 6, 9)));
+        assert_eq!(decide(release(7), [new, new], &to("3.6.0")), release(6));
+        assert_eq!(decide(release(6), [new, old], &to("3.6.0")), None);
+        assert_eq!(decide(release(7), [new], &to("3.5.0")), None);
+        assert_eq!(decide(release(6), [new], &to("3.5.0")), None);
+        assert_eq!(decide(release(7), [new, None], &to("3.6.0")), None);
+        assert_eq!(decide(release(7), [new], &to("nothing")), None);
+        assert!(!to("3.6.0").is_done([new, old]));
+        assert!(!to("3.6.0").is_done([old, None]));
+        assert!(to("3.6.0").is_done([old, old]));
+        assert!(!Downgrade::default().is_done([old]));
+        assert_eq!(Version::of_release("3.6"), release(6));
+        assert_eq!(Version::of_release("3.6.5"), release(6));
+        assert_eq!(Version::of_release("3"), None);
+        assert_eq!(Version::new(4, 0, 0).before(), None);
     }
 }
