@@ -50,7 +50,7 @@ pub(crate) fn run(config: &Config, output: &Path) -> anyhow::Result<()> {
         .inspect(|()| failpoint::EXPORT_BEFORE_RENAME.hit())
         .and_then(|()| Ok(fs::rename(&draft, output)?))
         .inspect(|()| failpoint::EXPORT_BEFORE_DIR_SYNC.hit())
-        .and_then(|()| sync_folder(draft.parent().unwrap_or(Path::new("."))));
+        .and_then(|()| sync_folder(folder_of(&draft)));
     if made.is_err() {
         // What is left of it is of no use.
         let _ = fs::remove_dir_all(&draft);
@@ -65,6 +65,14 @@ fn draft_of(output: &Path) -> anyhow::Result<PathBuf> {
     let mut draft = name.to_owned();
     draft.push(".tmp");
     Ok(output.with_file_name(draft))
+}
+
+/// The folder that a path is in; a name alone is in the working directory.
+fn folder_of(path: &Path) -> &Path {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 fn make(places: &node::Places, draft: &Path, segment_bytes: u64) -> anyhow::Result<()> {

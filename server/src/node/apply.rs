@@ -140,6 +140,7 @@ impl ApplyThread {
         let shared = Arc::clone(&self.shared);
         let awaited = |id| shared.is_awaited(id);
         let began = Instant::now();
+        let version = self.machine.published().cluster_version;
         let outcome = self.machine.apply(entries, shared.now(), &awaited)?;
         let (took, slow) = (began.elapsed(), shared.settings.slow.apply);
         shared.counters.applied(&outcome.counts, took > slow);
@@ -152,6 +153,12 @@ impl ApplyThread {
             // Whoever is told of a removal may throw the removed member away. That the change was
             // committed must then survive a power cut: raft writes its commit index without a sync,
             // and a member that came back without it would wait for the removed one's vote.
+            self.flush_all(true)?;
+        }
+        if outcome.published.cluster_version < version {
+            // An older server may come to run on what is here. It must find a state behind the entry
+            // that once set the higher version, which it could not apply.
+            info!("cluster version downgrade detected, flushing the state");
             self.flush_all(true)?;
         }
         failpoint::BEFORE_WRITEBACK_BUF.hit();
