@@ -33,7 +33,8 @@ const CRATES: &[(&str, Part, &[&str])] = &[
     ("engine", Edge, &["failpoint", "mvcc"]),
     ("tls", Edge, &[]),
     ("peer", Edge, &["failpoint", "proto", "state", "tls"]),
-    ("api", Edge, &["failpoint", "proto", "state"]),
+    ("gateway", Edge, &["proto"]),
+    ("api", Edge, &["failpoint", "gateway", "proto", "state"]),
     (
         "cairn",
         Edge,

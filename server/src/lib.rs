@@ -10,6 +10,7 @@
 mod check;
 mod coalesce;
 mod database;
+mod debug;
 mod export;
 mod front;
 mod guard;
@@ -22,6 +23,8 @@ mod security;
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
+use api::Serves;
+use axum::Router;
 use check::Verdict;
 use config::{Command, Config, Guard, Url, is_secure};
 use front::Front;
@@ -201,7 +204,7 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
             .map(|url| Ok((url.clone(), listen::bind(url, options)?)));
         bound.collect()
     };
-    let clients = client_listeners(&config.listen_client, options)?;
+    let clients = client_listeners(config, options)?;
     let metrics = bind(&config.listen_metrics)?;
     let peers = bind(&config.listen_peer)?;
     let secured = Secured::load(config)?;
@@ -235,12 +238,25 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
         let (router, stop) = (node.peer_router(), stopped.clone());
         servers.spawn(listen::serve(bound, "peer", cover, router, options, stop));
     }
+    let edge = api::Edge {
+        access: api::Access {
+            origins: config.cors.iter().cloned().collect(),
+            hosts: config.host_whitelist.iter().cloned().collect(),
+        },
+        gateway: config.gateway,
+        more: debug::router(&node),
+    };
+    let edge_of = |serves| edge.router(node.backend(), serves);
+    let routers = [Serves::All, Serves::Grpc, Serves::Http]
+        .map(|serves| edge_of(serves).map(|router| (serves, http2_debug::wrap(router))));
+    let routers: Vec<(Serves, Router)> = routers.into_iter().collect::<Result<_, _>>()?;
     let serving = async {
         node.ready().await;
         for clients in clients {
             let (plain, secure) = (clients.plain, clients.secure);
             let cover = secured.client_cover(plain.is_some(), secure.is_some());
-            let router = http2_debug::wrap(api::router(node.backend()));
+            let router = routers.iter().find(|(serves, _)| *serves == clients.serves);
+            let router = router.map(|(_, router)| router.clone()).unwrap_or_default();
             let stop = stopped.clone();
             servers.spawn(listen::serve(
                 clients.bound,
@@ -251,15 +267,20 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
                 stop,
             ));
             info!("ready to serve client requests");
+            let traffic = match clients.serves {
+                Serves::All => "grpc+http",
+                Serves::Grpc => "grpc",
+                Serves::Http => "http",
+            };
             if let Some(url) = plain {
                 info!(
-                    traffic = "grpc+http",
+                    traffic,
                     address = %url,
                     "serving client traffic insecurely; this is strongly discouraged!"
                 );
             }
             if let Some(url) = secure {
-                info!(traffic = "grpc+http", address = %url, "serving client traffic securely");
+                info!(traffic, address = %url, "serving client traffic securely");
             }
         }
         node.ended().await
@@ -290,11 +311,22 @@ struct ClientListener {
     bound: listen::Bound,
     plain: Option<Url>,
     secure: Option<Url>,
+    serves: Serves,
 }
 
 /// Binds the sockets for clients. As in etcd, an address may be named twice, plain and secured;
 /// then it takes both.
-fn client_listeners(urls: &[Url], options: listen::Options) -> anyhow::Result<Vec<ClientListener>> {
+fn client_listeners(
+    config: &Config,
+    options: listen::Options,
+) -> anyhow::Result<Vec<ClientListener>> {
+    let grpc = match config.listen_client_http.is_empty() {
+        true => Serves::All,
+        false => Serves::Grpc,
+    };
+    let urls = config.listen_client.iter().map(|url| (url, grpc));
+    let http = config.listen_client_http.iter();
+    let urls = urls.chain(http.map(|url| (url, Serves::Http)));
     let mut listeners: Vec<ClientListener> = Vec::new();
     let address = |url: &Url| {
         let tcp = matches!(url.scheme(), "http" | "https");
@@ -305,7 +337,7 @@ fn client_listeners(urls: &[Url], options: listen::Options) -> anyhow::Result<Ve
             )
         })
     };
-    for url in urls {
+    for (url, serves) in urls {
         let same = listeners.iter_mut().find(|listener| {
             let known = listener.plain.iter().chain(&listener.secure).next();
             address(url).is_some() && known.and_then(address) == address(url)
@@ -317,6 +349,7 @@ fn client_listeners(urls: &[Url], options: listen::Options) -> anyhow::Result<Ve
                     bound: listen::bind(url, options)?,
                     plain: None,
                     secure: None,
+                    serves,
                 });
                 let Some(listener) = listeners.last_mut() else {
                     continue;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use api::{CommonName, Remote};
+use api::{CommonName, Remote, Secured};
 use axum::Router;
 use config::Url;
 use http::{Extensions, Request};
@@ -203,7 +203,7 @@ impl Connections {
         let watcher = self.graceful.watcher();
         let (acceptor, both) = match &self.cover {
             Cover::Plain => {
-                let peer = Peer { remote, user: None };
+                let peer = Peer::plain(remote);
                 tokio::spawn(self.http.serve(Either::Left(stream), watcher, permit, peer));
                 return;
             }
@@ -214,7 +214,7 @@ impl Connections {
         // The handshake is made here, so that nobody else waits for it.
         tokio::spawn(async move {
             if both && !begins_with_tls(&stream).await {
-                let peer = Peer { remote, user: None };
+                let peer = Peer::plain(remote);
                 http.serve(Either::Left(stream), watcher, permit, peer)
                     .await;
                 return;
@@ -227,7 +227,11 @@ impl Connections {
                     let user = acceptor.user_of(&stream);
                     let user = user.map(|user| CommonName(user.into()));
                     let stream = Either::Right(Box::new(stream));
-                    let peer = Peer { remote, user };
+                    let peer = Peer {
+                        remote,
+                        secured: true,
+                        user,
+                    };
                     http.serve(stream, watcher, permit, peer).await;
                 }
                 Err(rejected) => tell_rejected(name, remote, &rejected),
@@ -277,14 +281,27 @@ impl Http {
 struct Peer {
     /// `None` of a unix socket.
     remote: Option<SocketAddr>,
+    /// Whether it speaks TLS.
+    secured: bool,
     /// Whom its certificate names, if certificates name users.
     user: Option<CommonName>,
 }
 
 impl Peer {
+    fn plain(remote: Option<SocketAddr>) -> Self {
+        Self {
+            remote,
+            secured: false,
+            user: None,
+        }
+    }
+
     fn put_into(&self, extensions: &mut Extensions) {
         if let Some(remote) = self.remote {
             extensions.insert(Remote(remote));
+        }
+        if self.secured {
+            extensions.insert(Secured);
         }
         if let Some(user) = &self.user {
             extensions.insert(user.clone());

@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use axum::{
     Router,
     extract::{Path, RawQuery, State},
+    handler::Handler,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, any},
 };
-use http::{HeaderName, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use proto::etcdserverpb::{AlarmType, RangeRequest};
 use serde_json::json;
 
@@ -17,6 +18,7 @@ use crate::{Backend, caller::Caller};
 /// What Prometheus' text format calls itself.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
+const NO_SNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
 /// The endpoints of a listener for metrics: health and metrics, nothing else.
 pub(crate) fn metrics<B: Backend>(backend: B) -> Router {
@@ -26,7 +28,7 @@ pub(crate) fn metrics<B: Backend>(backend: B) -> Router {
         .route("/livez/{check}", get(livez_check::<B>))
         .route("/readyz", get(readyz::<B>))
         .route("/readyz/{check}", get(readyz_check::<B>))
-        .route("/metrics", get(show_metrics::<B>))
+        .route("/metrics", any(show_metrics::<B>))
         .with_state(backend)
 }
 
@@ -36,6 +38,34 @@ pub(crate) fn client<B: Backend>(backend: B) -> Router {
         .route("/version", get(version::<B>))
         .with_state(backend.clone());
     metrics(backend).merge(version)
+}
+
+/// Something that is only read: GET, and as in etcd nothing else, not even HEAD.
+pub fn get<H, T, B>(handler: H) -> MethodRouter<B>
+where
+    H: Handler<T, B>,
+    T: 'static,
+    B: Clone + Send + Sync + 'static,
+{
+    let refused = async || {
+        let response = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        let mut response = failed(response.0, response.1.to_owned());
+        let allowed = HeaderValue::from_static("GET");
+        response.headers_mut().insert(header::ALLOW, allowed);
+        response
+    };
+    axum::routing::get(handler).head(refused).fallback(refused)
+}
+
+/// An error as Go's net/http answers it: with a line's end.
+pub(crate) fn failed(status: StatusCode, text: String) -> Response {
+    let headers = [(header::CONTENT_TYPE, TEXT), (NO_SNIFF, "nosniff")];
+    (status, headers, text + "\n").into_response()
+}
+
+/// Nothing has this path.
+pub(crate) fn not_found() -> Response {
+    failed(StatusCode::NOT_FOUND, "404 page not found".to_owned())
 }
 
 async fn show_metrics<B: Backend>(State(backend): State<B>) -> Response {
@@ -56,7 +86,7 @@ pub fn versions_json<B: Backend>(backend: &B) -> String {
     let fields = [
         ("etcdserver", versions.server.as_str()),
         ("etcdcluster", cluster),
-        ("storage", versions.storage.as_deref().unwrap_or_default()),
+        ("storage", versions.storage.as_deref().unwrap_or("unknown")),
     ];
     let fields = fields.map(|(name, value)| format!("{}:{}", json!(name), json!(value)));
     format!("{{{}}}", fields.join(","))
@@ -91,18 +121,13 @@ async fn health<B: Backend>(State(backend): State<B>, query: RawQuery) -> Respon
     let serializable = serializable.is_some_and(|(_, value)| value == "true");
     let reason = unhealthy(&backend, &query.all("exclude"), serializable).await;
     backend.meter().health(reason.is_none());
-    let (status, health) = match reason {
-        None => (StatusCode::OK, "true"),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
-    };
+    let (well, reason) = (reason.is_none(), json!(reason.unwrap_or_default()));
     // The order of etcd's fields, which some probes compare as text.
-    let reason = json!(reason.unwrap_or_default());
-    let mut body = format!("{{\"health\":\"{health}\",\"reason\":{reason}}}");
-    if status != StatusCode::OK {
-        // Go's http.Error ends the line.
-        body.push('\n');
+    let body = format!("{{\"health\":\"{well}\",\"reason\":{reason}}}");
+    match well {
+        true => ([(header::CONTENT_TYPE, TEXT)], body).into_response(),
+        false => failed(StatusCode::SERVICE_UNAVAILABLE, body),
     }
-    (status, [(header::CONTENT_TYPE, TEXT)], body).into_response()
 }
 
 async fn unhealthy<B: Backend>(
@@ -212,8 +237,18 @@ async fn probe_one<B: Backend>(
     query: Query,
 ) -> Response {
     match checks.iter().find(|check| check.name() == name) {
-        Some(check) => probe(backend, kind, &[*check], query).await,
-        None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
+        // Nothing is left out of what is asked for by its name.
+        Some(check) => {
+            let query = Query(
+                query
+                    .0
+                    .into_iter()
+                    .filter(|(key, _)| key != "exclude")
+                    .collect(),
+            );
+            probe(backend, kind, &[*check], query).await
+        }
+        None => not_found(),
     }
 }
 
@@ -225,7 +260,7 @@ async fn probe<B: Backend>(
 ) -> Response {
     let excluded = query.all("exclude");
     let mut lines = String::new();
-    let mut failed = false;
+    let mut ill = false;
     for check in checks {
         let name = check.name();
         if excluded.contains(name) {
@@ -236,20 +271,15 @@ async fn probe<B: Backend>(
         match checked {
             Ok(()) => lines += &format!("[+]{name} ok\n"),
             Err(error) => {
-                failed = true;
+                ill = true;
                 lines += &format!("[-]{name} failed: {error}\n");
             }
         }
     }
-    let headers = [
-        (header::CONTENT_TYPE, TEXT),
-        (HeaderName::from_static("x-content-type-options"), "nosniff"),
-    ];
-    if failed {
-        // Go's http.Error ends the line once more.
-        lines.push('\n');
-        return (StatusCode::SERVICE_UNAVAILABLE, headers, lines).into_response();
+    if ill {
+        return failed(StatusCode::SERVICE_UNAVAILABLE, lines);
     }
+    let headers = [(header::CONTENT_TYPE, TEXT), (NO_SNIFF, "nosniff")];
     if !query.has("verbose") {
         lines.clear();
     }

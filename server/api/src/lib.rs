@@ -6,13 +6,13 @@
 //!
 //! Must never know: raft, the engine, how the store keeps its rows, or sockets.
 //!
-//! Not here yet: the JSON gateway.
-//! Hash is answered UNIMPLEMENTED.
+//! Not here yet: Hash, which is answered UNIMPLEMENTED.
 //!
 //! Start reading in `backend.rs`, then [`router`] and `kv.rs`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod access;
 mod auth;
 pub mod backend;
 mod caller;
@@ -36,7 +36,8 @@ mod stream;
 mod watch;
 
 use axum::{Router, extract::Request, response::IntoResponse};
-use http::{HeaderValue, StatusCode, header};
+use gateway::Gateway;
+use http::{HeaderValue, header};
 use proto::{
     etcdserverpb::{
         auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
@@ -48,9 +49,10 @@ use proto::{
 };
 use tonic::{Status, service::Routes};
 
+pub use access::{Access, Secured};
 pub use backend::Backend;
 pub use caller::{Caller, CommonName};
-pub use endpoints::versions_json;
+pub use endpoints::{get, versions_json};
 pub use meter::Meter;
 pub use slow::{Remote, Slow};
 pub use snapshot::SnapshotFile;
@@ -60,8 +62,53 @@ const REQUEST_OVERHEAD: usize = 512 << 10;
 /// The longest response, as in etcd.
 const MAX_RESPONSE_BYTES: usize = i32::MAX as usize;
 
-/// All services and endpoints of a client port.
-pub fn router<B: Backend>(backend: B) -> Router {
+/// What a client port serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// gRPC and HTTP.
+    All,
+    /// gRPC, where HTTP has ports of its own.
+    Grpc,
+    /// HTTP alone.
+    Http,
+}
+
+/// How the client edge is set up.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// Who may ask over HTTP.
+    pub access: Access,
+    /// Whether there is a JSON gateway.
+    pub gateway: bool,
+    /// More endpoints, for HTTP ports.
+    pub more: Router,
+}
+
+impl Edge {
+    /// The router of a client port.
+    ///
+    /// # Errors
+    /// When there can be no gateway, which is a mistake of ours.
+    pub fn router<B: Backend>(&self, backend: B, serves: Serves) -> Result<Router, gateway::Error> {
+        let services = services(backend.clone());
+        if serves == Serves::Grpc {
+            return Ok(services.fallback(unknown));
+        }
+        let mut http = endpoints::client(backend.clone()).merge(self.more.clone());
+        if self.gateway {
+            let longest = backend.limits().max_request_bytes + REQUEST_OVERHEAD;
+            http = http.merge(Gateway::new(services.clone(), longest)?.router());
+        }
+        let http = self.access.guard(http.fallback(unknown), backend);
+        Ok(match serves {
+            Serves::Http => http,
+            _ => services.merge(http),
+        })
+    }
+}
+
+/// All services, behind what counts their calls.
+fn services<B: Backend>(backend: B) -> Router {
     let decoding = backend.limits().max_request_bytes + REQUEST_OVERHEAD;
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -94,8 +141,7 @@ pub fn router<B: Backend>(backend: B) -> Router {
     let services = routes.routes().into_axum_router().reset_fallback();
     let counting = (backend.meter(), backend.limits().slow);
     let count = axum::middleware::from_fn_with_state(counting, meter::count);
-    let services = services.layer(count);
-    services.merge(endpoints::client(backend)).fallback(unknown)
+    services.layer(count)
 }
 
 /// The endpoints of a port for metrics and probes.
@@ -105,12 +151,16 @@ pub fn metrics_router<B: Backend>(backend: B) -> Router {
 
 /// What is asked for is not there: in gRPC's way for gRPC calls.
 async fn unknown(request: Request) -> axum::response::Response {
-    let grpc = HeaderValue::from_static("application/grpc");
-    let kind = request.headers().get(header::CONTENT_TYPE);
-    if kind.is_some_and(|kind| kind.as_bytes().starts_with(grpc.as_bytes())) {
+    if is_grpc(&request) {
         let service = request.uri().path().trim_start_matches('/');
         let service = service.split('/').next().unwrap_or_default();
         return Status::unimplemented(format!("unknown service {service}")).into_http();
     }
-    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+    endpoints::not_found().into_response()
+}
+
+fn is_grpc<T>(request: &http::Request<T>) -> bool {
+    let grpc = HeaderValue::from_static("application/grpc");
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(grpc.as_bytes()))
 }

@@ -97,6 +97,8 @@ async fn serve<B: Backend>(
     responses: mpsc::Sender<Batch>,
 ) -> Result<(), Status> {
     let mut watch = backend.watch();
+    // As in etcd a stream goes on when nothing more is asked of it.
+    let mut asked = true;
     loop {
         let next = async {
             // The room first: what has been taken must be sent.
@@ -104,9 +106,9 @@ async fn serve<B: Backend>(
             (room, watch.next().await)
         };
         tokio::select! {
-            request = requests.message() => match request? {
+            request = requests.message(), if asked => match request? {
                 Some(request) => handle(&backend, &caller, &mut watch, request).await,
-                None => return Ok(()),
+                None => asked = false,
             },
             (room, batch) = next => match (room, batch) {
                 (Ok(room), Some(mut batch)) => {

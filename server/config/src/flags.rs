@@ -15,6 +15,8 @@ pub enum Kind {
     Duration,
     /// URLs, separated by commas.
     Urls,
+    /// URLs, separated by commas, or `*`.
+    Origins,
     /// Feature gates with `true` or `false`, separated by commas.
     Gates,
     /// One of these words.
@@ -50,7 +52,7 @@ pub struct Flag {
 }
 
 use Effect::{Full, Never, NotYet, Refused};
-use Kind::{Bool, Duration, Gates, Int, OneOf, Text, Uint, Urls};
+use Kind::{Bool, Duration, Gates, Int, OneOf, Origins, Text, Uint, Urls};
 
 macro_rules! flags {
     ($(#[$meta:meta])* $table:ident: $($section:literal { $($name:literal $kind:expr, $default:literal, $effect:expr;)* })*) => {
@@ -78,7 +80,7 @@ flags! {
         "initial-election-tick-advance" Bool, "true", Full;
         "listen-peer-urls" Urls, "http://localhost:2380", Full;
         "listen-client-urls" Urls, "http://localhost:2379", Full;
-        "listen-client-http-urls" Urls, "", Refused;
+        "listen-client-http-urls" Urls, "", Full;
         "max-snapshots" Uint, "5", Never;
         "max-wals" Uint, "5", Never;
         "memory-mlock" Bool, "false", NotYet;
@@ -94,7 +96,7 @@ flags! {
         "grpc-keepalive-timeout" Duration, "20s", Full;
         "socket-reuse-port" Bool, "false", Full;
         "socket-reuse-address" Bool, "false", Full;
-        "enable-grpc-gateway" Bool, "true", NotYet;
+        "enable-grpc-gateway" Bool, "true", Full;
         "raft-read-timeout" Duration, "5s", NotYet;
         "raft-write-timeout" Duration, "5s", NotYet;
         "feature-gates" Gates, "", Full;
@@ -151,8 +153,8 @@ flags! {
         "self-signed-cert-validity" Uint, "1", Full;
         "peer-crl-file" Text, "", Full;
         "cipher-suites" Text, "", Full;
-        "cors" Text, "*", NotYet;
-        "host-whitelist" Text, "*", NotYet;
+        "cors" Origins, "*", Full;
+        "host-whitelist" Text, "*", Full;
         "tls-min-version" OneOf(&["TLS1.2", "TLS1.3"]), "TLS1.2", Full;
         "tls-max-version" OneOf(&["", "TLS1.2", "TLS1.3"]), "", Full;
     }

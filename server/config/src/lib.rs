@@ -91,8 +91,17 @@ pub struct Config {
     pub listen_peer: Vec<Url>,
     /// Where clients connect.
     pub listen_client: Vec<Url>,
+    /// Where clients connect that speak HTTP and no gRPC; then [`Config::listen_client`] is for gRPC
+    /// alone.
+    pub listen_client_http: Vec<Url>,
     /// Where probes and scrapers connect besides.
     pub listen_metrics: Vec<Url>,
+    /// Origins of pages that may ask over HTTP; `*` is all.
+    pub cors: BTreeSet<String>,
+    /// Hosts that plain HTTP requests may be sent to; `*` is all.
+    pub host_whitelist: BTreeSet<String>,
+    /// Whether there is a JSON gateway.
+    pub gateway: bool,
     /// How clients' connections are secured.
     pub client_tls: Security,
     /// How other members' connections are secured.
@@ -489,7 +498,11 @@ impl Config {
             pre_vote: v.bool("pre-vote"),
             listen_peer: v.urls("listen-peer-urls")?,
             listen_client: v.urls("listen-client-urls")?,
+            listen_client_http: v.urls("listen-client-http-urls")?,
             listen_metrics: v.urls("listen-metrics-urls")?,
+            cors: v.list("cors").into_iter().collect(),
+            host_whitelist: v.list("host-whitelist").into_iter().collect(),
+            gateway: v.bool("enable-grpc-gateway"),
             client_tls: Security::client(&v, &mut warnings)?,
             peer_tls: Security::peer(&v, &mut warnings)?,
             tls: TlsLimits::of(&v)?,
@@ -584,6 +597,7 @@ impl Config {
 
     fn check_listeners(&self) -> Result<(), Error> {
         let listeners = self.listen_peer.iter().chain(&self.listen_client);
+        let listeners = listeners.chain(&self.listen_client_http);
         for url in listeners.chain(&self.listen_metrics) {
             let domain = url.domain().filter(|domain| *domain != "localhost");
             if let ("http" | "https", Some(domain)) = (url.scheme(), domain) {
@@ -598,6 +612,19 @@ impl Config {
                 "--listen-client-urls and --listen-peer-urls need at least one URL".to_owned(),
             ));
         }
+        for url in &self.listen_client_http {
+            if self
+                .listen_client
+                .iter()
+                .any(|other| same_address(other, url))
+            {
+                return Err(Error::Invalid(format!(
+                    "cannot bind both --listen-client-urls and --listen-client-http-urls on the \
+                     same url {}",
+                    security::plain(url)
+                )));
+            }
+        }
         if self.max_txn_ops == 0 || self.max_request_bytes == 0 {
             return Err(Error::Invalid(
                 "--max-txn-ops and --max-request-bytes must be more than 0".to_owned(),
@@ -605,6 +632,16 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether two URLs name one address to listen on.
+fn same_address(one: &Url, other: &Url) -> bool {
+    let address = |url: &Url| {
+        let unix = matches!(url.scheme(), "unix" | "unixs");
+        let host = url.host_str().map(str::to_owned);
+        (unix, host, url.port_or_known_default())
+    };
+    address(one) == address(other)
 }
 
 /// Says of every flag that was set and does nothing that it does; refuses those that must not be

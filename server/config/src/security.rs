@@ -245,7 +245,11 @@ impl TlsLimits {
 /// Checks each listener's URL against what there is to show.
 pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
     let mut warnings = Vec::new();
-    for url in &config.listen_client {
+    for url in config
+        .listen_client
+        .iter()
+        .chain(&config.listen_client_http)
+    {
         if !is_secure(url) {
             config.client_tls.warn_plain(url, CLIENT, &mut warnings);
         } else if !config.client_tls.can_listen() {
@@ -292,6 +296,6 @@ pub(crate) fn check(config: &mut Config) -> Result<(), Error> {
 }
 
 /// A URL as it is written: without the slash that the parser adds.
-fn plain(url: &Url) -> &str {
+pub(crate) fn plain(url: &Url) -> &str {
     url.as_str().trim_end_matches('/')
 }

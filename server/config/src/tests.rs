@@ -155,6 +155,19 @@ fn what_is_wrong_is_said() {
         &["--discovery-srv=example.com"],
         "--discovery-srv is not there yet",
     );
+    check(
+        &["--cors=http://a.example"],
+        "URL address does not have the form \"host:port\": http://a.example",
+    );
+    check(
+        &["--cors=http://a.example:80,*"],
+        "URL scheme must be http, https, unix, or unixs",
+    );
+    check(
+        &["--listen-client-http-urls=http://localhost:2379"],
+        "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url \
+         http://localhost:2379",
+    );
     check(&["--log-level=loud"], "expected one of: debug, info");
 }
 

@@ -194,6 +194,11 @@ pub(crate) fn problem(kind: Kind, value: &str) -> Option<String> {
         Kind::Uint => value.parse::<u64>().is_err().then(parse_error),
         Kind::Duration => duration(value).is_none().then(parse_error),
         Kind::Urls => urls(value).err(),
+        Kind::Origins if value == "*" => None,
+        Kind::Origins if value.is_empty() => {
+            Some("URL scheme must be http, https, unix, or unixs: ; give * to allow all".to_owned())
+        }
+        Kind::Origins => urls(value).err(),
         Kind::Gates => gates_problem(value),
         Kind::OneOf(words) => (!words.contains(&value)).then(|| {
             let words: Vec<&str> = words.iter().copied().filter(|w| !w.is_empty()).collect();

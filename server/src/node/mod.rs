@@ -30,7 +30,7 @@ mod watches;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     thread::{Builder, JoinHandle},
     time::Duration,
 };
@@ -218,6 +218,27 @@ impl Node {
     /// The ID of the cluster that the data belong to.
     pub fn cluster_id(&self) -> u64 {
         self.shared.settings.cluster_id
+    }
+
+    /// What says how raft stands, with the names of raft's own JSON. What only its thread knows, votes
+    /// and progress, is left out.
+    pub fn raft_status(&self) -> impl Fn() -> serde_json::Value + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let raft = &shared.raft;
+            serde_json::json!({
+                "id": format!("{:x}", shared.settings.member_id),
+                "term": raft.term.load(Ordering::Acquire),
+                "commit": raft.committed.load(Ordering::Acquire),
+                "lead": format!("{:x}", shared.leader()),
+                "raftState": match (shared.is_leader(), shared.leader()) {
+                    (true, _) => "StateLeader",
+                    (false, 0) => "StateCandidate",
+                    (false, _) => "StateFollower",
+                },
+                "applied": shared.applied.load(Ordering::Acquire),
+            })
+        }
     }
 
     /// What the peer port serves.
