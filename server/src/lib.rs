@@ -18,6 +18,7 @@ mod http2_debug;
 mod listen;
 mod logging;
 mod node;
+mod profile;
 mod security;
 
 use std::{path::Path, process::ExitCode};
@@ -238,13 +239,18 @@ async fn run(config: &mut Config) -> anyhow::Result<Ended> {
         let (router, stop) = (node.peer_router(), stopped.clone());
         servers.spawn(listen::serve(bound, "peer", cover, router, options, stop));
     }
+    // As in etcd a log of all details brings them too.
+    let profiles = match config.enable_pprof || config.log_level == "debug" {
+        true => profile::router(),
+        false => Router::new(),
+    };
     let edge = api::Edge {
         access: api::Access {
             origins: config.cors.iter().cloned().collect(),
             hosts: config.host_whitelist.iter().cloned().collect(),
         },
         gateway: config.gateway,
-        more: debug::router(&node),
+        more: debug::router(&node).merge(profiles),
     };
     let edge_of = |serves| edge.router(node.backend(), serves);
     let routers = [Serves::All, Serves::Grpc, Serves::Http]

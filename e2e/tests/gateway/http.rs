@@ -186,7 +186,8 @@ impl Stream {
         }
     }
 
-    fn whole(mut self) -> Answer {
+    /// The head, and the whole body.
+    pub fn bytes(mut self) -> (BTreeMap<String, String>, Vec<u8>) {
         let mut body = Vec::new();
         loop {
             let piece = self.piece();
@@ -195,9 +196,15 @@ impl Stream {
             }
             body.extend(piece);
         }
+        (self.headers, body)
+    }
+
+    fn whole(self) -> Answer {
+        let status = self.status;
+        let (headers, body) = self.bytes();
         Answer {
-            status: self.status,
-            headers: self.headers,
+            status,
+            headers,
             body: String::from_utf8(body).unwrap(),
         }
     }

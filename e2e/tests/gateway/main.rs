@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod http;
+mod secured;
 
 use std::time::Instant;
 
-use e2e::{Kind, Server, free_port};
+use e2e::{Kind, Member, Server, free_port};
+use futures::{SinkExt, StreamExt};
 use http::{Answer, Ask, LIMIT, comparable};
 use serde_json::Value;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
 /// Both servers, with the same history and the same IDs.
 struct Pair {
@@ -25,8 +28,10 @@ impl Pair {
             std::fs::create_dir_all(&folder).unwrap();
             Server::start(kind, &folder, more)
         };
+        let servers = [start(Kind::Etcd, "etcd"), start(Kind::Cairn, "cairn")];
+        servers.iter().for_each(|server| decided(port(server)));
         Self {
-            servers: [start(Kind::Etcd, "etcd"), start(Kind::Cairn, "cairn")],
+            servers,
             _folder: folder,
         }
     }
@@ -60,6 +65,14 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(began.elapsed() < LIMIT, "{what}");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+}
+
+/// Waits until a server knows its cluster's version and has noted it.
+fn decided(port: u16) {
+    eventually("the version is decided", || {
+        let versions = Ask::of("GET", "/version").send(port).body;
+        versions.contains(r#""storage":"3.7.0""#)
+    });
 }
 
 /// Posts in this order.
@@ -455,21 +468,36 @@ fn streams_are_lines_as_they_come() {
     assert_eq!(heads[1], heads[0]);
     // What cannot be watched.
     pair.json("/v3/kv/compaction", r#"{"revision":"4"}"#);
-    for body in [
-        r#"{"create_request":{"key":"Zm9v","start_revision":"-1"}}"#,
-        r#"{"create_request":{"key":"Zm9v","range_end":"Zm8="}}"#,
-        r#"{"create_request":{"watch_id":"7"}}{"create_request":{"watch_id":"7"}}"#,
-        r#"{"create_request":{"start_revision":"2"}}"#,
-        r#"{"create_request":{}} {"cancel_request":{"watch_id":"0"}}"#,
-        r#"{"create_request":{"key":"eA=="}} {"progress_request":{}}"#,
-        r#"{"create_request":{"key":"eA==","progress_notify":true}}"#,
+    for (body, lines) in [
+        (
+            r#"{"create_request":{"key":"Zm9v","start_revision":"-1"}}"#,
+            1,
+        ),
+        (r#"{"create_request":{"key":"Zm9v","range_end":"Zm8="}}"#, 1),
+        (
+            r#"{"create_request":{"watch_id":"7"}}{"create_request":{"watch_id":"7"}}"#,
+            2,
+        ),
+        (r#"{"create_request":{"start_revision":"2"}}"#, 2),
+        (
+            r#"{"create_request":{}} {"cancel_request":{"watch_id":"0"}}"#,
+            2,
+        ),
+        (
+            r#"{"create_request":{"key":"eA=="}} {"progress_request":{}}"#,
+            2,
+        ),
+        (
+            r#"{"create_request":{"key":"eA==","progress_notify":true}}"#,
+            2,
+        ),
     ] {
-        let lines = pair.ports().map(|port| {
+        let said = pair.ports().map(|port| {
             let mut stream = Ask::post("/v3/watch", body).open(port);
-            let lines = [stream.line().unwrap(), stream.line().unwrap_or_default()];
-            lines.map(|line| comparable(&line))
+            let lines = (0..lines).map(|_| comparable(&stream.line().unwrap()));
+            lines.collect::<Vec<_>>()
         });
-        assert_eq!(lines[1], lines[0], "{body}");
+        assert_eq!(said[1], said[0], "{body}");
     }
 }
 
@@ -517,6 +545,86 @@ fn a_stream_ends_with_its_client() {
         drop(watch);
         eventually("the watcher is gone", || streams(0));
     }
+}
+
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+/// The next message that is text; `None` when the socket is closed.
+async fn text(socket: &mut Socket) -> Option<String> {
+    loop {
+        let next = tokio::time::timeout(LIMIT, socket.next()).await.unwrap();
+        match next {
+            Some(Ok(Message::Text(text))) => return Some(text.to_string()),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+            Some(Ok(_)) => {}
+        }
+    }
+}
+
+async fn open_socket(port: u16, path: &str) -> Socket {
+    let url = format!("ws://127.0.0.1:{port}{path}");
+    let mut request = url.into_client_request().unwrap();
+    let protocols = "Bearer, nonsense.1".parse().unwrap();
+    let name = "sec-websocket-protocol";
+    request.headers_mut().insert(name, protocols);
+    let (socket, answer) = tokio_tungstenite::connect_async(request).await.unwrap();
+    assert_eq!(answer.headers()[name], "Bearer");
+    socket
+}
+
+#[test]
+fn websockets_carry_streams() {
+    let pair = Pair::start(&[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut sockets = Vec::new();
+        for port in pair.ports() {
+            sockets.push(open_socket(port, "/v3/watch").await);
+        }
+        let script = [
+            (r#"{"create_request":{"key":"Zm9v"}}"#, 1),
+            (r#"{"create_request":{"key":"YmFy","watch_id":"5"}}"#, 1),
+            ("put Zm9v", 1),
+            ("put YmFy", 1),
+            (r#"{"progress_request":{}}"#, 1),
+            (r#"{"cancel_request":{"watch_id":"5"}}"#, 1),
+            ("put Zm9v", 1),
+        ];
+        for (step, answers) in script {
+            match step.strip_prefix("put ") {
+                Some(key) => {
+                    let body = format!(r#"{{"key":"{key}","value":"MQ=="}}"#);
+                    let pair = &pair;
+                    tokio::task::block_in_place(|| pair.json("/v3/kv/put", &body));
+                }
+                None => {
+                    for socket in &mut sockets {
+                        socket.send(Message::text(step)).await.unwrap();
+                    }
+                }
+            }
+            for _ in 0..answers {
+                let mut lines = Vec::new();
+                for socket in &mut sockets {
+                    lines.push(comparable(&text(socket).await.unwrap()));
+                }
+                assert_eq!(lines[1], lines[0], "{step}");
+            }
+        }
+        for mut socket in sockets {
+            socket.close(None).await.unwrap();
+        }
+        for port in pair.ports() {
+            // The watchers end with their socket.
+            tokio::task::block_in_place(|| {
+                eventually("the watchers are gone", || {
+                    let metrics = Ask::of("GET", "/metrics").send(port).body;
+                    metrics.contains("\netcd_debugging_mvcc_watcher_total 0\n")
+                });
+            });
+        }
+    });
 }
 
 #[test]
@@ -613,6 +721,40 @@ fn endpoints_are_as_etcds() {
 }
 
 #[test]
+fn without_a_leader_probes_say_what_etcds_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = [Kind::Etcd, Kind::Cairn].map(|kind| {
+        let folder = folder.path().join(format!("{kind:?}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let members = [Member::new(kind, "a"), Member::new(kind, "b")];
+        let all = [&members[0], &members[1]];
+        let mut servers = all.map(|member| member.launch(&folder, &all, "new"));
+        servers.iter_mut().for_each(Server::wait_ready);
+        servers[1].kill();
+        let port = port(&servers[0]);
+        let ask = |path: &str| Ask::of("GET", path).send(port).comparable();
+        eventually("the leader is gone", || ask("/health").status == 503);
+        eventually("it says why", || ask("/health").body.contains("NO LEADER"));
+        let paths = [
+            "/health",
+            "/health?serializable=true",
+            "/livez",
+            "/readyz?exclude=linearizable_read&verbose",
+            "/readyz/serializable_read",
+            "/readyz/linearizable_read",
+        ];
+        paths.map(|path| {
+            let mut answer = ask(path);
+            let mut lines: Vec<&str> = answer.body.split_inclusive('\n').collect();
+            lines.sort_unstable();
+            answer.body = lines.concat();
+            (path, answer)
+        })
+    });
+    assert_eq!(said[1], said[0]);
+}
+
+#[test]
 fn the_variables_are_there() {
     let pair = Pair::start(&[]);
     let [etcd, cairn] = pair.ports().map(|port| {
@@ -630,6 +772,39 @@ fn the_variables_are_there() {
         let of = |json: &Value| json["raft.status"][name].clone();
         assert_eq!(of(&cairn.1), of(&etcd.1), "{name}");
     }
+}
+
+#[test]
+fn a_cpu_profile_can_be_taken() {
+    let pair = Pair::start(&["--enable-pprof"]);
+    let [_, port] = pair.ports();
+    pair.ask(Ask::of("GET", "/debug/pprof/nothing"));
+    let work = std::thread::spawn(move || {
+        for _ in 0..300 {
+            Ask::post("/v3/kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#).send(port);
+        }
+    });
+    let (headers, profile) = Ask::of("GET", "/debug/pprof/profile?seconds=2")
+        .open(port)
+        .bytes();
+    work.join().unwrap();
+    assert_eq!(headers["content-type"], "application/octet-stream");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile");
+    std::fs::write(&file, profile).unwrap();
+    // Go's own tool is who must be able to read it.
+    let said = std::process::Command::new("go")
+        .args(["tool", "pprof", "-top", "-nodecount=500"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&said.stdout);
+    assert!(said.status.success(), "{said:?}");
+    assert!(
+        text.contains("Type: cpu") && text.contains("Duration: 2s"),
+        "{text}"
+    );
+    assert!(text.contains("cairn") || text.contains("tokio"), "{text}");
 }
 
 #[test]
@@ -678,6 +853,7 @@ fn http_may_have_ports_of_its_own() {
                 == 2
         };
         eventually("both are served", || all(&server));
+        decided(http);
         let put = Ask::post("/v3/kv/put", r#"{"key":"Zm9v"}"#);
         answers.push([
             put.send(http).comparable(),

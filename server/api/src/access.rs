@@ -33,11 +33,12 @@ pub struct Access {
 }
 
 impl Access {
-    /// Puts the checks before a router.
-    pub(crate) fn guard<B: Backend>(&self, router: Router, backend: B) -> Router {
+    /// Puts the checks before a router, which has a `gateway` or not.
+    pub(crate) fn guard<B: Backend>(&self, router: Router, backend: B, gateway: bool) -> Router {
         let guard = Guard {
             access: Arc::new(self.clone()),
             backend,
+            gateway,
         };
         router.layer(from_fn_with_state(guard, check::<B>))
     }
@@ -47,6 +48,7 @@ impl Access {
 struct Guard<B> {
     access: Arc<Access>,
     backend: B,
+    gateway: bool,
 }
 
 async fn check<B: Backend>(
@@ -66,7 +68,11 @@ async fn check<B: Backend>(
             );
             return endpoints::failed(StatusCode::MISDIRECTED_REQUEST, unknown_host(&host));
         }
-    } else if has_name(&request) && guard.backend.asks_who() && to_gateway(&request) {
+    } else if guard.gateway
+        && has_name(&request)
+        && guard.backend.asks_who()
+        && to_gateway(&request)
+    {
         let problem = "CommonName of client sending a request against gateway will be ignored and \
                        not used as expected";
         return endpoints::failed(StatusCode::BAD_REQUEST, problem.to_owned());
@@ -74,7 +80,7 @@ async fn check<B: Backend>(
     let origin = allowed_origin(&guard.access.origins, request.headers());
     let mut response = match request.method() == Method::OPTIONS {
         true => StatusCode::OK.into_response(),
-        false => match cleaned(request.uri().path()) {
+        false => match cleaned(request.uri().path(), guard.gateway) {
             None => next.run(request).await,
             Some(path) => moved(&request, &path),
         },
@@ -140,8 +146,8 @@ fn to_gateway(request: &Request) -> bool {
 }
 
 /// The path that is meant, if it is written in another way, by the rules of Go's ServeMux.
-fn cleaned(path: &str) -> Option<String> {
-    if path == "/v3" {
+fn cleaned(path: &str, gateway: bool) -> Option<String> {
+    if gateway && path == "/v3" {
         return Some("/v3/".to_owned());
     }
     let mut parts: Vec<&str> = Vec::new();
@@ -238,8 +244,9 @@ mod tests {
             ("//livez//", Some("/livez/")),
             ("*", None),
         ] {
-            assert_eq!(cleaned(path).as_deref(), clean, "{path}");
+            assert_eq!(cleaned(path, true).as_deref(), clean, "{path}");
         }
+        assert_eq!(cleaned("/v3", false), None);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use axum::{
     Router,
-    extract::{Path, RawQuery, State},
+    extract::{RawQuery, Request, State},
     handler::Handler,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{MethodRouter, any},
 };
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use proto::etcdserverpb::{AlarmType, RangeRequest};
 use serde_json::json;
 
@@ -22,14 +23,24 @@ const NO_SNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
 /// The endpoints of a listener for metrics: health and metrics, nothing else.
 pub(crate) fn metrics<B: Backend>(backend: B) -> Router {
-    Router::new()
+    let mut router = Router::new()
         .route("/health", get(health::<B>))
-        .route("/livez", get(livez::<B>))
-        .route("/livez/{check}", get(livez_check::<B>))
-        .route("/readyz", get(readyz::<B>))
-        .route("/readyz/{check}", get(readyz_check::<B>))
-        .route("/metrics", any(show_metrics::<B>))
-        .with_state(backend)
+        .route("/metrics", any(show_metrics::<B>));
+    for (kind, checks) in [("livez", LIVEZ), ("readyz", READYZ)] {
+        let all = move |State(backend): State<B>, query: RawQuery| async move {
+            probe(&backend, kind, checks, Query::of(query)).await
+        };
+        router = router.route(&format!("/{kind}"), get(all));
+        for check in checks {
+            let one = move |State(backend): State<B>, query: RawQuery| async move {
+                // Nothing is left out of what is asked for by its name.
+                let query = Query::of(query).without("exclude");
+                probe(&backend, kind, &[*check], query).await
+            };
+            router = router.route(&format!("/{kind}/{}", check.name()), get(one));
+        }
+    }
+    router.with_state(backend)
 }
 
 /// The endpoints of a client port.
@@ -47,18 +58,22 @@ where
     T: 'static,
     B: Clone + Send + Sync + 'static,
 {
-    let refused = async || {
-        let response = (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-        let mut response = failed(response.0, response.1.to_owned());
-        let allowed = HeaderValue::from_static("GET");
-        response.headers_mut().insert(header::ALLOW, allowed);
-        response
-    };
-    axum::routing::get(handler).head(refused).fallback(refused)
+    any(handler).layer(from_fn(only_get))
+}
+
+async fn only_get(request: Request, next: Next) -> Response {
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    let refused = "Method Not Allowed".to_owned();
+    let mut response = failed(StatusCode::METHOD_NOT_ALLOWED, refused);
+    let allowed = HeaderValue::from_static("GET");
+    response.headers_mut().insert(header::ALLOW, allowed);
+    response
 }
 
 /// An error as Go's net/http answers it: with a line's end.
-pub(crate) fn failed(status: StatusCode, text: String) -> Response {
+pub fn failed(status: StatusCode, text: String) -> Response {
     let headers = [(header::CONTENT_TYPE, TEXT), (NO_SNIFF, "nosniff")];
     (status, headers, text + "\n").into_response()
 }
@@ -108,6 +123,11 @@ impl Query {
     fn all(&self, key: &str) -> HashSet<&str> {
         let of = self.0.iter().filter(|(name, _)| name == key);
         of.map(|(_, value)| value.as_str()).collect()
+    }
+
+    fn without(mut self, key: &str) -> Self {
+        self.0.retain(|(name, _)| name != key);
+        self
     }
 
     fn has(&self, key: &str) -> bool {
@@ -202,53 +222,6 @@ impl Check {
                 false => Ok(()),
             },
         }
-    }
-}
-
-async fn livez<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
-    probe(&backend, "livez", LIVEZ, Query::of(query)).await
-}
-
-async fn readyz<B: Backend>(State(backend): State<B>, query: RawQuery) -> Response {
-    probe(&backend, "readyz", READYZ, Query::of(query)).await
-}
-
-async fn livez_check<B: Backend>(
-    State(backend): State<B>,
-    Path(check): Path<String>,
-    query: RawQuery,
-) -> Response {
-    probe_one(&backend, "livez", LIVEZ, &check, Query::of(query)).await
-}
-
-async fn readyz_check<B: Backend>(
-    State(backend): State<B>,
-    Path(check): Path<String>,
-    query: RawQuery,
-) -> Response {
-    probe_one(&backend, "readyz", READYZ, &check, Query::of(query)).await
-}
-
-async fn probe_one<B: Backend>(
-    backend: &B,
-    kind: &'static str,
-    checks: &[Check],
-    name: &str,
-    query: Query,
-) -> Response {
-    match checks.iter().find(|check| check.name() == name) {
-        // Nothing is left out of what is asked for by its name.
-        Some(check) => {
-            let query = Query(
-                query
-                    .0
-                    .into_iter()
-                    .filter(|(key, _)| key != "exclude")
-                    .collect(),
-            );
-            probe(backend, kind, &[*check], query).await
-        }
-        None => not_found(),
     }
 }
 

@@ -52,7 +52,7 @@ use tonic::{Status, service::Routes};
 pub use access::{Access, Secured};
 pub use backend::Backend;
 pub use caller::{Caller, CommonName};
-pub use endpoints::{get, versions_json};
+pub use endpoints::{failed, get, versions_json};
 pub use meter::Meter;
 pub use slow::{Remote, Slow};
 pub use snapshot::SnapshotFile;
@@ -97,9 +97,12 @@ impl Edge {
         let mut http = endpoints::client(backend.clone()).merge(self.more.clone());
         if self.gateway {
             let longest = backend.limits().max_request_bytes + REQUEST_OVERHEAD;
-            http = http.merge(Gateway::new(services.clone(), longest)?.router());
+            let called = services.clone().fallback(unknown);
+            http = http.merge(Gateway::new(called, longest)?.router());
         }
-        let http = self.access.guard(http.fallback(unknown), backend);
+        let http = self
+            .access
+            .guard(http.fallback(unknown), backend, self.gateway);
         Ok(match serves {
             Serves::Http => http,
             _ => services.merge(http),

@@ -164,7 +164,7 @@ flags! {
         "auth-token-ttl" Uint, "300", Full;
     }
     "Profiling and Monitoring" {
-        "enable-pprof" Bool, "false", NotYet;
+        "enable-pprof" Bool, "false", Full;
         "metrics" OneOf(&["basic", "extensive"]), "basic", NotYet;
         "listen-metrics-urls" Urls, "", Full;
     }

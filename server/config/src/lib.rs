@@ -102,6 +102,8 @@ pub struct Config {
     pub host_whitelist: BTreeSet<String>,
     /// Whether there is a JSON gateway.
     pub gateway: bool,
+    /// Whether CPU profiles can be taken over HTTP.
+    pub enable_pprof: bool,
     /// How clients' connections are secured.
     pub client_tls: Security,
     /// How other members' connections are secured.
@@ -503,6 +505,7 @@ impl Config {
             cors: v.list("cors").into_iter().collect(),
             host_whitelist: v.list("host-whitelist").into_iter().collect(),
             gateway: v.bool("enable-grpc-gateway"),
+            enable_pprof: v.bool("enable-pprof"),
             client_tls: Security::client(&v, &mut warnings)?,
             peer_tls: Security::peer(&v, &mut warnings)?,
             tls: TlsLimits::of(&v)?,

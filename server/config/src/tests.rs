@@ -161,7 +161,7 @@ fn what_is_wrong_is_said() {
     );
     check(
         &["--cors=http://a.example:80,*"],
-        "URL scheme must be http, https, unix, or unixs",
+        "invalid value \"http://a.example:80,*\" for flag -cors",
     );
     check(
         &["--listen-client-http-urls=http://localhost:2379"],

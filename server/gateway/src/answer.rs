@@ -138,7 +138,9 @@ impl Streamed {
         let mut response = match first {
             Some(Ok(line)) => {
                 self.first = Some(line);
-                json(StatusCode::OK, String::new())
+                let mut response = json(StatusCode::OK, String::new());
+                response.headers_mut().insert(METADATA, GRPC);
+                response
             }
             Some(Err(status)) => {
                 let mut response = json(http_code(status.code()), String::new());
@@ -147,7 +149,6 @@ impl Streamed {
             }
             None => Response::default(),
         };
-        response.headers_mut().insert(METADATA, GRPC);
         *response.body_mut() = Body::new(self);
         response
     }

@@ -295,7 +295,7 @@ impl<'a> Decoder<'a> {
                     continue;
                 }
                 [b'\\', escaped, ..] => *escaped,
-                _ => return Err(self.syntax(self.at, "unexpected EOF")),
+                _ => return Err(end()),
             };
             text.push(match escaped {
                 b'b' => 0x08,
@@ -315,15 +315,15 @@ impl<'a> Decoder<'a> {
             let digits = std::str::from_utf8(escape.strip_prefix(b"\\u")?.get(..4)?).ok()?;
             u16::from_str_radix(digits, 16).ok()
         };
-        let Some(first) = unit(escape) else {
-            return Err(self.syntax(self.at, "unexpected EOF"));
-        };
+        let first = unit(escape).ok_or_else(end)?;
         let second = unit(&escape[6..]);
         let units = std::iter::once(first).chain(second);
         match char::decode_utf16(units).next() {
             Some(Ok(character)) => Ok((character, character.len_utf16() * 6)),
             _ => {
-                let behind = String::from_utf8_lossy(escape[6..].get(..6).unwrap_or_default());
+                // The second one is looked for in all that comes, as in protojson.
+                let behind = escape[6..].get(..6).ok_or_else(end)?;
+                let behind = String::from_utf8_lossy(behind);
                 let problem = format!("invalid escape code {behind:?} in string");
                 Err(self.syntax(self.at, &problem))
             }
@@ -354,6 +354,10 @@ impl<'a> Decoder<'a> {
         let column = String::from_utf8_lossy(&before[begin..]).chars().count();
         (line + 1, column + 1)
     }
+}
+
+fn end() -> String {
+    "unexpected EOF".to_owned()
 }
 
 fn encode_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
@@ -648,6 +652,7 @@ mod tests {
                 "{\"é\":1,\"limit\":[]}",
                 "(line 1:16): invalid value for int64 field limit: [",
             ),
+            ("{\"x\":\"\\ud800\"}", "unexpected EOF"),
             (
                 "{\"x\":\"\\ud800\",\"limit\":1}",
                 "syntax error (line 1:6): invalid escape code \"\\\",\\\"lim\" in string",
