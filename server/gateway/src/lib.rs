@@ -58,6 +58,7 @@ struct Inner {
     services: Router,
     methods: HashMap<&'static str, Method>,
     max_json_bytes: usize,
+    body_timeout: Duration,
 }
 
 /// What stands behind a path.
@@ -88,6 +89,7 @@ impl Gateway {
             services,
             methods: paths::methods(&pool)?,
             max_json_bytes: max_message_bytes.saturating_mul(JSON_FACTOR),
+            body_timeout: BODY_TIMEOUT,
         })))
     }
 
@@ -180,7 +182,7 @@ impl Gateway {
                 None => Ok(Vec::new()),
             }
         };
-        match timeout(BODY_TIMEOUT, read).await {
+        match timeout(self.0.body_timeout, read).await {
             Ok(read) => read.map_err(|error| answer::failed(&error.status())),
             Err(_) => {
                 let status = Status::deadline_exceeded(format!(
@@ -269,4 +271,64 @@ fn late() -> Status {
 
 fn no_answer() -> Status {
     Status::internal("the call ended without an answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    async fn text(response: Response) -> (u16, String) {
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_slow_body_is_given_up() {
+        let mut gateway = Gateway::new(Router::new(), 1000).unwrap();
+        let inner = Arc::get_mut(&mut gateway.0).unwrap();
+        inner.body_timeout = Duration::from_millis(20);
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"{"))]);
+        let never = futures::StreamExt::chain(begun, futures::stream::pending());
+        let request = Request::post("/v3/kv/range").body(Body::from_stream(never));
+        let (status, said) = text(gateway.call(request.unwrap(), true).await).await;
+        assert_eq!(status, 408, "{said}");
+        assert!(said.contains("did not come within 60 s"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_come_in_any_pieces_and_still_fail() {
+        let answer = async || {
+            let message = framed(b"\x10\x01");
+            let pieces = message.chunks(2).map(Bytes::copy_from_slice);
+            let pieces: Vec<_> = pieces
+                .map(|piece| Ok(http_body::Frame::data(piece)))
+                .collect();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", 14.into());
+            trailers.insert("grpc-message", "no%20leader".parse().unwrap());
+            let last = [Ok::<_, std::io::Error>(http_body::Frame::trailers(
+                trailers,
+            ))];
+            let frames = futures::stream::iter(pieces.into_iter().chain(last));
+            Response::new(Body::new(http_body_util::StreamBody::new(frames)))
+        };
+        let services = Router::new()
+            .route("/etcdserverpb.KV/Txn", axum::routing::post(answer))
+            .route("/etcdserverpb.Watch/Watch", axum::routing::post(answer));
+        let gateway = Gateway::new(services, 1000).unwrap();
+        let request = Request::post("/v3/kv/txn").body(Body::empty()).unwrap();
+        let (status, said) = text(gateway.call(request, true).await).await;
+        assert_eq!(
+            (status, said.as_str()),
+            (503, r#"{"code":14,"message":"no leader"}"#)
+        );
+        let request = Request::post("/v3/watch").body(Body::empty()).unwrap();
+        let (status, said) = text(gateway.call(request, true).await).await;
+        let lines = "{\"result\":{\"watch_id\":\"1\"}}\n\
+                     {\"error\":{\"code\":14,\"message\":\"no leader\"}}\n";
+        assert_eq!((status, said.as_str()), (200, lines));
+    }
 }
