@@ -54,6 +54,8 @@ fn lines<B>(request: &axum::http::Request<B>, time: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]

@@ -57,10 +57,7 @@ async fn post(stream: TlsStream<TcpStream>, alpn: &str, path: &str, body: &str) 
     let response = response.unwrap();
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
-    (
-        status,
-        comparable(&String::from_utf8(body.to_vec()).unwrap()),
-    )
+    (status, comparable(std::str::from_utf8(&body).unwrap()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -570,6 +570,7 @@ mod tests {
                 meter: Arc::clone(&meter),
                 at,
                 code,
+                clock: None,
             });
         }
         let mut text = String::new();

@@ -525,10 +525,11 @@ impl World {
 
     /// What the members can do, if all of them are up.
     fn allowed_version(&self, members: &Members) -> Option<Version> {
-        version::decide(members.iter().map(|member| {
+        let versions = members.iter().map(|member| {
             let slot = self.slots.get(&member.id)?;
             slot.node.as_ref().map(|_| slot.server)
-        }))
+        });
+        version::decide(None, versions, &version::Downgrade::default())
     }
 
     /// After each step of a member: its raft thread runs, and what comes out goes its way.
