@@ -89,6 +89,13 @@ impl<S: Read> View<S> {
             if superseded.main < revision.main {
                 return Ok(self.snapshot.get(Family::Key, &superseded.encode())?);
             }
+            if superseded >= at {
+                // Nothing supersedes itself; following it would never end.
+                return Err(Error::Damaged(format!(
+                    "family hist says that revision {} superseded revision {}",
+                    at.main, superseded.main
+                )));
+            }
             at = superseded;
         }
     }

@@ -22,8 +22,8 @@ use proto::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    CompactionProgress, Error, EventKind, Family, Import, KeyValueHash, MemEngine, MemSnapshot,
-    RevisionEvents, Store, View, is_own,
+    CompactionProgress, Engine, Error, EventKind, Family, Import, KeyValueHash, MemEngine,
+    MemSnapshot, RevisionEvents, Store, View, WriteBatch, is_own,
     revision::{Revision, RowKey},
     rows,
 };
@@ -947,6 +947,34 @@ fn equal_ones_stay_in_the_order_of_keys_whatever_the_order() {
         let keys: Vec<&[u8]> = found.iter().map(|kv| &kv.key[..]).collect();
         assert_eq!(keys.concat(), expected.as_bytes(), "{order:?}");
     }
+}
+
+/// A row that leads back to itself, as damage may: it must not be followed for ever.
+#[test]
+fn a_change_that_supersedes_itself_is_damage() {
+    let engine = Arc::new(MemEngine::default());
+    let mut store = Store::open(Arc::clone(&engine)).unwrap();
+    let request = PutRequest {
+        key: "a".into(),
+        ..PutRequest::default()
+    };
+    for _ in 0..2 {
+        let mut writer = store.begin();
+        writer.put(&request).unwrap();
+        writer.commit().unwrap();
+    }
+    let own = Revision { main: 3, sub: 0 };
+    let superseded = rows::Superseded {
+        revision: own,
+        row_bytes: 1,
+    };
+    let mut batch = WriteBatch::default();
+    let row = rows::encode_superseded(superseded);
+    batch.put(Family::Hist, rows::hist_key(b"a", own), row);
+    engine.write(&batch).unwrap();
+    let view = Store::open(engine).unwrap().view();
+    let read = view.history(2, usize::MAX);
+    assert!(matches!(read, Err(Error::Damaged(_))), "{read:?}");
 }
 
 /// Longer than what is read in one piece, with values that stand in `cur` and such that do not.
