@@ -235,7 +235,7 @@ impl World {
         }
         let lasts = self.rng.random_range(50 * MILLI..2 * SECOND);
         let ids: Vec<u64> = self.slots.keys().copied().collect();
-        let name = match self.rng.random_range(0..4) {
+        let name = match self.rng.random_range(0..5) {
             0 => self.fault_pause(id, lasts).map(|_| "pause of a new leader"),
             1 => self.node(id).map(|node| {
                 // It dies within the steps that bring the entry to its quorum.
@@ -251,6 +251,7 @@ impl World {
                 }
                 Some("slow disks under a new leader")
             }
+            3 => self.fault_voters(id, &ids),
             _ => {
                 let others: Vec<u64> = ids.into_iter().filter(|other| *other != id).collect();
                 let from = self.rng.random();
@@ -262,6 +263,25 @@ impl World {
         if let Some(name) = name {
             *self.report.faults.entry(name).or_default() += 1;
         }
+    }
+
+    /// All who may have voted for a new leader lose their power, and come back without hearing of
+    /// it: who does not remember its vote votes again in that term, and for another.
+    fn fault_voters(&mut self, leader: u64, ids: &[u64]) -> Option<&'static str> {
+        let others = ids.iter().copied().filter(|id| *id != leader);
+        let others: Vec<u64> = others.collect();
+        if others.is_empty() {
+            return None;
+        }
+        let apart = self.rng.random_range(2 * SECOND..6 * SECOND);
+        self.network.isolate(leader, &others, true, true);
+        self.after(apart, Event::Repair(Repair::Network));
+        for id in others {
+            if self.is_up(id) {
+                self.crash(id, Crash::PowerCut);
+            }
+        }
+        Some("power cut of the voters of a new leader")
     }
 
     fn fault_clock(&mut self, id: u64) -> Option<&'static str> {
