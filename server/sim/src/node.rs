@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use consensus::{Append, Boot, Config, Driver, FetchRequest, Output, ReadReady, Role};
-use mvcc::{CompactionProgress, Engine, KeyValueHash, MemEngine, RevisionEvents};
+use mvcc::{CompactionProgress, Engine, Family, KeyValueHash, MemEngine, RevisionEvents};
 use prost::Message as _;
 use proto::{
     etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest, RequestHeader},
@@ -123,6 +123,8 @@ pub(crate) struct Node {
     pub untold: Option<(Vec<Entry>, Vec<RevisionEvents>)>,
     /// States that this member sends, by their index.
     pub sends: BTreeMap<u64, Arc<Buckets>>,
+    /// Families that the defragmentation under way has yet to write anew.
+    pub fragmented: VecDeque<Family>,
     /// Snapshots that took the place of its state.
     pub installed: usize,
     /// Whether clients are let in: it is known in the cluster.
@@ -224,6 +226,7 @@ impl Node {
             to_apply: VecDeque::new(),
             untold: None,
             sends: BTreeMap::new(),
+            fragmented: VecDeque::new(),
             installed: 0,
             serving: false,
             disk_may_fail: false,
@@ -633,6 +636,21 @@ impl Node {
     pub fn compact(&mut self) -> bool {
         let progress = self.machine.compaction_step().unwrap();
         progress != CompactionProgress::Idle
+    }
+
+    /// Begins to defragment the engine, beside all that goes on.
+    pub fn begin_defragment(&mut self) {
+        self.fragmented = Family::ALL.into();
+    }
+
+    /// Defragments one family, and accounts for it after the last.
+    pub fn defragment(&mut self) {
+        if let Some(family) = self.fragmented.pop_front() {
+            self.disk.engine.rewrite(family).unwrap();
+            if self.fragmented.is_empty() {
+                self.machine.defragmented().unwrap();
+            }
+        }
     }
 
     /// Looks at the leases, and proposes the end of those that have ended.

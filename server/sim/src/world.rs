@@ -102,6 +102,7 @@ pub(crate) enum Step {
     Fetch,
     Apply,
     Compact,
+    Defragment,
     House,
     Leases,
 }
@@ -485,13 +486,13 @@ impl World {
             Step::Compact => {
                 node.compact();
             }
+            Step::Defragment => node.defragment(),
             Step::House => {
                 if flushes {
                     node.disk.engine.flush_all(true).unwrap();
                 }
                 if defragments {
-                    node.disk.engine.defragment().unwrap();
-                    node.machine.defragmented().unwrap();
+                    node.begin_defragment();
                 }
                 node.truncate()?;
                 node.hub.progress_tick();
@@ -566,6 +567,7 @@ impl World {
             (!node.fetches.is_empty(), Step::Fetch, MILLI),
             (!node.to_apply.is_empty(), Step::Apply, slot.slow_apply),
             (node.machine.compaction_pending(), Step::Compact, 20 * MILLI),
+            (!node.fragmented.is_empty(), Step::Defragment, 20 * MILLI),
         ];
         for (wanted, step, most) in wanted {
             let slot = self.slots.get_mut(&id).unwrap();
@@ -1007,7 +1009,7 @@ fn periodic(step: Step) -> Option<(Step, Time)> {
         Step::Tick => Some((step, TICK.as_nanos() as u64)),
         Step::Leases => Some((step, LEASE_SCAN.as_nanos() as u64)),
         Step::House => Some((step, HOUSE)),
-        Step::Write | Step::Fetch | Step::Apply | Step::Compact => None,
+        Step::Write | Step::Fetch | Step::Apply | Step::Compact | Step::Defragment => None,
     }
 }
 
