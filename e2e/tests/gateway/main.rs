@@ -425,6 +425,13 @@ fn a_token_in_the_header_makes_a_user() {
         assert_eq!(lines[1], lines[0]);
         assert!(lines[1].contains("cancel_reason"), "{}", lines[1]);
     }
+    // A changed password takes the tokens; who asks again, as APISIX does, goes on.
+    let change = r#"{"name":"ann","password":"b"}"#;
+    assert_eq!(with(&root, "", "/v3/auth/user/changepw", change), 200);
+    assert_eq!(with(&ann, "", range.0, range.1), 401);
+    let root = tokens(r#"{"name":"root","password":"r"}"#);
+    let ann = tokens(change);
+    assert_eq!(with(&ann, "", range.0, range.1), 200);
     assert_eq!(with(&root, "", "/v3/auth/disable", "{}"), 200);
 }
 

@@ -560,7 +560,8 @@ impl Hub {
             {
                 stream.watchers.remove(&watcher.id);
                 stream.push(WatchResponse {
-                    header: header(self.revision),
+                    // As in etcd no revision: nothing is said of what was sent before.
+                    header: header(0),
                     watch_id: watcher.id,
                     canceled: true,
                     compact_revision: compacted,

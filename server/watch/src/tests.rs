@@ -256,7 +256,7 @@ fn the_past_is_caught_up_with_and_the_compacted_past_is_not() {
         [
             "2@6 +a5 +a6",
             "2@6 created",
-            "3@6 canceled compacted 5",
+            "3@0 canceled compacted 5",
             "3@6 created"
         ]
     );
@@ -317,7 +317,7 @@ fn what_a_replaced_store_went_past_is_read_from_history() {
     world.catch_up();
     let mut taken = world.taken(stream);
     taken.sort();
-    let gone = [0, 1, 2, 4].map(|id| format!("{id}@10 canceled compacted 9"));
+    let gone = [0, 1, 2, 4].map(|id| format!("{id}@0 canceled compacted 9"));
     assert_eq!(taken, gone);
 }
 
