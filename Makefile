@@ -10,6 +10,8 @@ CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 # What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers. Then what the
 # Kubernetes of tests and demo is made of beside its Go modules: containers, their network, and the commands in the image of tools.
 DEBIAN_PACKAGES := g++ libclang-dev containerd runc containernetworking-plugins nftables iproute2 busybox-static
+# Languages whose clients e2e runs, as command:package: any that is there will do.
+LANGUAGES := python3:python3 node:nodejs npm:npm javac:default-jdk-headless mvn:maven
 # Of `make k8s-up`: 1 or 3 nodes; what kube-apiserver keeps its objects in, cairn or etcd.
 NODES ?= 3
 STORE ?= cairn
@@ -27,7 +29,9 @@ fmt: ## Format every crate and Go package.
 .PHONY: deps
 deps: ## Install the Debian packages that are missing, by name (needs root).
 	@missing=$$(for package in $(DEBIAN_PACKAGES); do \
-		[ "$$(dpkg-query -W -f='$${Status}' $$package 2>/dev/null)" = 'install ok installed' ] || echo $$package; done); \
+		[ "$$(dpkg-query -W -f='$${Status}' $$package 2>/dev/null)" = 'install ok installed' ] || echo $$package; done; \
+		for language in $(LANGUAGES); do command -v $${language%%:*} >/dev/null || echo $${language##*:}; done; \
+		python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv); \
 	if [ -n "$$missing" ]; then \
 		echo "installing" $$missing; \
 		apt-get update -qq; \

@@ -36,6 +36,7 @@ const ID_DIGITS: usize = 13;
 pub struct Etcdctl {
     binary: PathBuf,
     url: String,
+    ca: Option<PathBuf>,
 }
 
 /// How a command ended.
@@ -64,7 +65,14 @@ impl Etcdctl {
         Self {
             binary: binary.to_owned(),
             url: url.to_owned(),
+            ca: None,
         }
+    }
+
+    /// The same for a server with TLS, of a certificate that a CA of this file signed.
+    pub fn with_ca(mut self, file: &Path) -> Self {
+        self.ca = Some(file.to_owned());
+        self
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -75,6 +83,9 @@ impl Etcdctl {
             .env("ETCDCTL_ENDPOINTS", &self.url)
             .env("PATH", "/usr/bin:/bin")
             .stdin(Stdio::null());
+        if let Some(ca) = &self.ca {
+            command.env("ETCDCTL_CACERT", ca);
+        }
         command
     }
 

@@ -46,7 +46,7 @@ pub struct Server {
 
 /// Builds one of etcd's programs (`etcd`, `etcdctl`, `etcdutl`, and `benchmark`, its load generator)
 /// from the modules that `go.mod` pins, `etcd36` from those of `etcd36/go.mod`, or one of the folders
-/// beside it (`bolttool`, `waltool`). Go's own cache makes this cheap after the first time.
+/// beside it (`bolttool`, `waltool`, `clients/go`). Go's own cache makes this cheap after the first time.
 pub fn tool(name: &str) -> PathBuf {
     let modules = Path::new(env!("CARGO_MANIFEST_DIR"));
     let modules = match name {
@@ -56,12 +56,11 @@ pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "etcd" | "etcd36" => "go.etcd.io/etcd/server/v3".to_owned(),
         "benchmark" => "go.etcd.io/etcd/v3/tools/benchmark".to_owned(),
-        "bolttool" | "waltool" => format!("./{name}"),
+        "bolttool" | "waltool" | "clients/go" => format!("./{name}"),
         name => format!("go.etcd.io/etcd/{name}/v3"),
     };
-    let folder = target_folder().join("tools");
-    fs::create_dir_all(&folder).unwrap();
-    let binary = folder.join(name);
+    let binary = target_folder().join("tools").join(name);
+    fs::create_dir_all(binary.parent().unwrap()).unwrap();
     let status = Command::new("go")
         .args(["build", "-trimpath", "-o"])
         .arg(&binary)
