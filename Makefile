@@ -7,9 +7,10 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CACHE)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-# What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers. Then what the
-# Kubernetes of tests and demo is made of beside its Go modules: containers, their network, and the commands in the image of tools.
-DEBIAN_PACKAGES := g++ libclang-dev containerd runc containernetworking-plugins nftables iproute2 busybox-static
+# What the build needs beyond Rust, Go, make and git: RocksDB's C++ compiler and the library that reads its headers; for the client
+# etcd-client, which tests run, the compiler of its protocol. Then what the Kubernetes of tests and demo is made of beside its Go
+# modules: containers, their network, and the commands in the image of tools.
+DEBIAN_PACKAGES := g++ libclang-dev protobuf-compiler libprotobuf-dev containerd runc containernetworking-plugins nftables iproute2 busybox-static
 # Languages whose clients e2e runs, as command:package: any that is there will do.
 LANGUAGES := python3:python3 node:nodejs npm:npm javac:default-jdk-headless mvn:maven
 # Of `make k8s-up`: 1 or 3 nodes; what kube-apiserver keeps its objects in, cairn or etcd.

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod rust;
+
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -129,11 +131,15 @@ fn run(mut command: Command, folder: &Path, limit: Duration) -> String {
 
 /// Runs a program on both, which must say at least so many lines.
 fn same(program: impl Fn() -> Command, lines: usize) {
+    same_by(|guarded| guarded.say(program()), lines);
+}
+
+fn same_by(say: impl Fn(&Guarded) -> String, lines: usize) {
     let etcdctl = tool("etcdctl");
     let [etcd, cairn] = [Kind::Etcd, Kind::Cairn].map(|kind| {
         let guarded = Guarded::start(kind, &etcdctl);
         let began = Instant::now();
-        let said = guarded.say(program());
+        let said = say(&guarded);
         println!("{kind:?}: {:?}", began.elapsed());
         let log = guarded.server.log();
         // etcd itself logs some of what it refuses as errors.
@@ -243,4 +249,16 @@ fn java() {
         command
     };
     same(program, 35);
+}
+
+#[test]
+fn rust() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let say = |guarded: &Guarded| {
+        runtime.block_on(async {
+            let said = rust::run(guarded.server.url(), &guarded.bundle);
+            tokio::time::timeout(LIMIT, said).await.unwrap()
+        })
+    };
+    same_by(say, 20);
 }
