@@ -159,7 +159,7 @@ flags! {
         "tls-max-version" OneOf(&["", "TLS1.2", "TLS1.3"]), "", Full;
     }
     "Auth" {
-        "auth-token" Text, "simple", Refused;
+        "auth-token" Text, "simple", Full;
         "bcrypt-cost" Uint, "10", Full;
         "auth-token-ttl" Uint, "300", Full;
     }

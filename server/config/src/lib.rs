@@ -16,6 +16,7 @@ mod security;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod token;
 mod values;
 
 use std::{
@@ -27,6 +28,7 @@ use std::{
 pub use compaction::AutoCompaction;
 pub use flags::{Effect, FLAGS, Flag, Kind, OWN};
 pub use security::{KeyPair, Security, TlsLimits, is_secure};
+pub use token::{AuthToken, Jwt};
 pub use url::Url;
 
 /// The longest election timeout, in milliseconds.
@@ -122,6 +124,8 @@ pub struct Config {
     pub cluster_token: String,
     /// Whether a change of members that endangers the quorum is refused.
     pub strict_reconfig: bool,
+    /// Which tokens users get.
+    pub auth_token: AuthToken,
     /// The cost of a password's hash.
     pub bcrypt_cost: u32,
     /// How long a token that nobody uses is good for; etcd's default in place of 0.
@@ -514,6 +518,8 @@ impl Config {
             join: v.text("initial-cluster-state") == "existing",
             cluster_token: v.text("initial-cluster-token"),
             strict_reconfig: v.bool("strict-reconfig-check"),
+            auth_token: AuthToken::parse(&v.text("auth-token"), &mut warnings)
+                .map_err(Error::Invalid)?,
             bcrypt_cost: v.number("bcrypt-cost")?,
             auth_token_ttl: match v.number("auth-token-ttl")? {
                 0 => DEFAULT_TOKEN_TTL,

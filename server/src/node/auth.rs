@@ -1,14 +1,19 @@
 //! Who calls, and what they may do: the edge's part of authentication. It refuses early; what goes
 //! through the log is decided again by apply, from the name and the revision in the entry.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::UNIX_EPOCH,
+};
 
+use anyhow::Context;
 use api::{
     Caller,
     backend::{AuthRequest, ReadPermit},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use config::{AuthToken, Config};
 use proto::etcdserverpb::{
     AuthUserAddRequest, AuthUserChangePasswordRequest, AuthenticateRequest,
     InternalAuthenticateRequest, InternalRaftRequest,
@@ -26,6 +31,7 @@ use tracing::{info, warn};
 
 use super::{
     backend::{LOOK_EVERY, NodeBackend},
+    jwt::Signer,
     shared::{Shared, Snapshot},
 };
 
@@ -45,10 +51,26 @@ pub(crate) struct Access {
     /// Hashes take a core for a while each; so many are made at a time.
     hashes: Semaphore,
     tokens: Arc<Mutex<Tokens>>,
+    /// Makes and checks tokens in place of the simple ones.
+    signer: Option<Arc<Signer>>,
 }
 
 impl Access {
-    pub fn new(bcrypt_cost: u32, tokens: Arc<Mutex<Tokens>>) -> Self {
+    /// As the flags say it.
+    ///
+    /// # Errors
+    /// Keys of tokens that are of no use.
+    pub fn of(config: &Config, tokens: Arc<Mutex<Tokens>>) -> anyhow::Result<Self> {
+        let mut access = Self::new(config.bcrypt_cost, tokens);
+        access.tokens().set_ttl(config.auth_token_ttl);
+        if let AuthToken::Jwt(options) = &config.auth_token {
+            let signer = Signer::load(options).context("--auth-token=jwt cannot be used")?;
+            access.signer = Some(Arc::new(signer));
+        }
+        Ok(access)
+    }
+
+    fn new(bcrypt_cost: u32, tokens: Arc<Mutex<Tokens>>) -> Self {
         let bcrypt_cost = match BCRYPT_COSTS.contains(&bcrypt_cost) {
             true => bcrypt_cost,
             false => {
@@ -62,7 +84,13 @@ impl Access {
             bcrypt_cost,
             hashes: Semaphore::new(cores),
             tokens,
+            signer: None,
         }
+    }
+
+    /// What signs tokens, if they are signed.
+    pub fn signer(&self) -> Option<&Arc<Signer>> {
+        self.signer.as_ref()
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
@@ -133,6 +161,11 @@ impl NodeBackend {
         let Some(token) = caller.token() else {
             return Ok(caller.common_name().map(|name| named(name.to_owned())));
         };
+        if let Some(signer) = shared.access.signer() {
+            // It says its revision itself: what was changed since asks for a new one.
+            let user = signer.user_of(token).ok_or(Error::InvalidAuthToken)?;
+            return Ok(Some(user));
+        }
         let index = token_index(token).ok_or(Error::InvalidAuthToken)?;
         // This member may be behind the one that gave the token.
         let limit = shared.settings.request_timeout();
@@ -141,6 +174,11 @@ impl NodeBackend {
         let user = shared.access.tokens().user_of(token, shared.now());
         user.map(|user| Some(named(user)))
             .ok_or(Error::InvalidAuthToken)
+    }
+
+    /// Whether a caller's token says of itself at which revision it was given.
+    fn is_dated(&self, caller: &Caller) -> bool {
+        self.shared().access.signer().is_some() && !caller.is_server() && caller.token().is_some()
     }
 
     /// Looks whether a caller may do something, in the state that is then read.
@@ -157,11 +195,11 @@ impl NodeBackend {
         }
         let by = self.identify(caller).await?;
         let published = self.shared().published.load_full();
-        // Who has been recognised is the same in a later state.
-        let by = by.map_or_else(AuthInfo::default, |by| AuthInfo {
-            revision: published.auth.revision(),
-            ..by
-        });
+        let mut by = by.unwrap_or_default();
+        if by != AuthInfo::default() && !self.is_dated(caller) {
+            // Who has been recognised is the same in a later state.
+            by.revision = published.auth.revision();
+        }
         check(&published, &by)?;
         Ok(published)
     }
@@ -296,7 +334,7 @@ impl NodeBackend {
         Ok(r)
     }
 
-    /// Checks a password and has all members know a new token.
+    /// Checks a password and has all members know a new token, unless tokens speak for themselves.
     async fn authenticate(&self, r: AuthenticateRequest) -> Result<AuthReply, Error> {
         self.wait_linearizable().await?;
         loop {
@@ -304,18 +342,33 @@ impl NodeBackend {
             let request = InternalRaftRequest {
                 authenticate: Some(InternalAuthenticateRequest {
                     name: r.name.clone(),
-                    simple_token: token_letters(),
+                    simple_token: match self.shared().access.signer() {
+                        Some(_) => String::new(),
+                        None => token_letters(),
+                    },
                     ..InternalAuthenticateRequest::default()
                 }),
                 ..InternalRaftRequest::default()
             };
             let reply = auth_reply(self.propose(request).await?)?;
             if checked == auth_of(self.shared()).revision() {
-                return Ok(reply);
+                return self.signed(&r.name, reply);
             }
             // The password may have been changed between the check and the entry.
             info!("users or roles were changed meanwhile; checking the password again");
         }
+    }
+
+    /// The reply with a signed token, if that is how tokens are made.
+    fn signed(&self, user: &str, mut reply: AuthReply) -> Result<AuthReply, Error> {
+        if let (Some(signer), AuthReply::Authenticated(response, revision)) =
+            (self.shared().access.signer(), &mut reply)
+        {
+            let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+            let token = signer.sign(user, *revision, now);
+            response.token = token.ok_or(Error::VerifyOnly)?;
+        }
+        Ok(reply)
     }
 
     /// The auth store's revision at which the password was right.

@@ -16,6 +16,7 @@ mod corruption;
 mod disk;
 mod downgrade;
 mod forced;
+mod jwt;
 mod log;
 mod membership;
 mod peers;
@@ -126,17 +127,14 @@ impl Node {
         let (to_apply, apply_inputs) = unbounded::<ApplyInput>();
         let (to_log, appends) = unbounded();
         let (to_fetch, fetches) = unbounded();
-        let tokens = parts.machine.tokens();
-        if let Ok(mut tokens) = tokens.lock() {
-            tokens.set_ttl(config.auth_token_ttl);
-        }
+        let access = auth::Access::of(config, parts.machine.tokens())?;
         let shared = Arc::new(Shared::new(Parts {
             settings,
             engine: parts.engine,
             snapshot_folder: parts.snapshot_folder,
             published: parts.machine.published(),
             lessor: parts.machine.lessor(),
-            access: auth::Access::new(config.bcrypt_cost, tokens),
+            access,
             tls: secured.all(),
             to_raft: to_raft.clone(),
             to_apply,
@@ -202,6 +200,9 @@ impl Node {
         }
         if let Some(policy) = config.auto_compaction {
             tasks.spawn(compactor::run(Arc::clone(&shared), policy));
+        }
+        if let Some(signer) = shared.access.signer() {
+            tasks.spawn(Arc::clone(signer).follow());
         }
         Ok(Self {
             shared,

@@ -195,11 +195,17 @@ impl Apply<'_> {
         if has_no_password(user.ok_or(Error::AuthFailed)?) {
             return Err(Error::AuthFailed);
         }
-        let token = format!("{}.{index}", r.simple_token);
-        self.tokens = Some(TokenChange::Assign {
-            token: token.clone(),
-            user: r.name.clone(),
-        });
+        // Where tokens are signed there is none to be known.
+        let token = match r.simple_token.is_empty() {
+            true => String::new(),
+            false => format!("{}.{index}", r.simple_token),
+        };
+        if !token.is_empty() {
+            self.tokens = Some(TokenChange::Assign {
+                token: token.clone(),
+                user: r.name.clone(),
+            });
+        }
         let response = AuthenticateResponse { header, token };
         Ok(AuthReply::Authenticated(response, self.auth.revision))
     }
