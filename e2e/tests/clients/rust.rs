@@ -4,8 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error, EventType,
-    GetOptions, LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, TlsOptions, Txn, TxnOp,
-    TxnOpResponse, WatchOptions,
+    GetOptions, LeaseTimeToLiveOptions, LockOptions, ProclaimOptions, PutOptions, ResignOptions,
+    SortOrder, SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use tokio::time::timeout;
 
@@ -64,6 +64,8 @@ pub async fn run(url: &str, ca: &Path) -> String {
     transactions(&mut said, &mut app).await;
     watches(&mut said, &mut app, &mut root).await;
     leases(&mut said, &mut app).await;
+    locks(&mut said, &mut app).await;
+    elections(&mut said, &mut app).await;
     maintenance(&mut said, &mut app, &mut root).await;
     said.0
 }
@@ -204,6 +206,55 @@ async fn leases(said: &mut Said, app: &mut Client) {
         }
     };
     said.want("expired", expired == EventType::Delete, "true");
+}
+
+async fn locks(said: &mut Said, app: &mut Client) {
+    let lease = app.lease_grant(600, None).await.unwrap().id();
+    let with = |lease| Some(LockOptions::new().with_lease(lease));
+    let held = app.lock("app/lock", with(lease)).await.unwrap();
+    let held = held.key().to_vec();
+    said.want("held", held.starts_with(b"app/lock/"), "true");
+    let other = app.lease_grant(600, None).await.unwrap().id();
+    let mut waiting = app.lock_client();
+    let waits = tokio::spawn(async move { waiting.lock("app/lock", with(other)).await });
+    app.unlock(held.clone()).await.unwrap();
+    let next = timeout(LIMIT, waits).await.unwrap().unwrap().unwrap();
+    said.want("other", next.key() == held, "false");
+    app.lease_revoke(other).await.unwrap();
+    said.want("free", below(app, "app/lock/", GetOptions::new()).await, "");
+}
+
+async fn elections(said: &mut Said, app: &mut Client) {
+    let lease = app.lease_grant(600, None).await.unwrap().id();
+    let won = app.campaign("app/e", "first", lease).await.unwrap();
+    let mut seen = app.observe("app/e").await.unwrap();
+    let mut observed = async |expected: &str, said: &mut Said| {
+        let answer = timeout(LIMIT, seen.message()).await.unwrap().unwrap();
+        let answer = answer.unwrap();
+        said.want(
+            "observed",
+            answer.kv().unwrap().value_str().unwrap(),
+            expected,
+        );
+    };
+    observed("first", said).await;
+    let mine = won.leader().unwrap().clone();
+    let options = ProclaimOptions::new().with_leader(mine.clone());
+    app.proclaim("changed", Some(options)).await.unwrap();
+    observed("changed", said).await;
+    let leader = app.leader("app/e").await.unwrap();
+    said.want(
+        "leader",
+        leader.kv().unwrap().value_str().unwrap(),
+        "changed",
+    );
+    let options = ResignOptions::new().with_leader(mine);
+    app.resign(Some(options)).await.unwrap();
+    said.refused(
+        "nobody",
+        app.leader("app/e").await,
+        "Unknown: election: no leader",
+    );
 }
 
 async fn maintenance(said: &mut Said, app: &mut Client, root: &mut Client) {
