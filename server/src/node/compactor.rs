@@ -205,10 +205,10 @@ mod tests {
     #[test]
     fn a_short_period_is_kept_each_time_it_is_over() {
         let found = compactions(AutoCompaction::Periodic(10 * MINUTE), HOUR, |_| true);
-        // Noted a minute apart; the oldest of 11 notes is one pause short of the period.
-        assert_eq!(found[..3], [(600, 1), (1200, 601), (1800, 1201)]);
+        // Noted a minute apart; the oldest of 11 notes is a period and a pause old.
+        assert_eq!(found[..3], [(600, 1), (1200, 541), (1800, 1141)]);
         let found = compactions(AutoCompaction::Periodic(5 * SECOND), 20 * SECOND, |_| true);
-        assert_eq!(found[..3], [(5, 1), (10, 6), (15, 11)]);
+        assert_eq!(found[..3], [(5, 1), (10, 5), (15, 10)]);
     }
 
     #[test]
@@ -219,9 +219,9 @@ mod tests {
             found,
             [
                 (24 * hour, 1),
-                (25 * hour, 1 + hour as i64),
-                (26 * hour, 1 + 2 * hour as i64),
-                (27 * hour, 1 + 3 * hour as i64),
+                (25 * hour, 3241),
+                (26 * hour, 6841),
+                (27 * hour, 10441),
             ]
         );
     }
@@ -230,7 +230,7 @@ mod tests {
     fn what_could_not_be_is_made_up_for_at_once() {
         let from = |now: Duration| now >= 25 * MINUTE;
         let found = compactions(AutoCompaction::Periodic(10 * MINUTE), HOUR, from);
-        assert_eq!(found[..2], [(1500, 901), (2100, 1501)]);
+        assert_eq!(found[..2], [(1500, 841), (2100, 1441)]);
     }
 
     #[test]
