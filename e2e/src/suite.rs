@@ -27,16 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const SHOWN_LINES: usize = 40;
 
 /// Tests that real etcd passes and Cairn does not, with why.
-pub const EXCUSED: &[(&str, &str)] = &[
-    ("TestAuthJWTExpire", NO_JWT),
-    ("TestAuthJWTOnly", NO_JWT),
-    ("TestAuthLeaseGrantLeases", NO_JWT),
-    ("TestAuthLeaseTimeToLive", NO_JWT),
-    ("TestAuthRevisionConsistency", NO_JWT),
-    ("TestAuthTestCacheReload", NO_JWT),
-    ("TestAuthTxn", NO_JWT),
-];
-const NO_JWT: &str = "tokens that are signed are not there yet";
+pub const EXCUSED: &[(&str, &str)] = &[];
 
 /// The suite, with the servers that it is run on.
 pub struct Suite {
