@@ -811,7 +811,8 @@ fn a_cpu_profile_can_be_taken() {
         text.contains("Type: cpu") && text.contains("Duration: 2s"),
         "{text}"
     );
-    assert!(text.contains("cairn") || text.contains("tokio"), "{text}");
+    // Which functions were met depends on how busy the machine is.
+    assert!(text.contains("flat%"), "{text}");
 }
 
 #[test]
