@@ -116,18 +116,34 @@ impl Etcdctl {
         }
     }
 
+    /// Runs a command that prints bytes; returns its exit code and them.
+    pub fn run_bytes(&self, arguments: &[&str]) -> (i32, Vec<u8>) {
+        let output = self.command(arguments).output().unwrap();
+        (output.status.code().unwrap_or(-1), output.stdout)
+    }
+
     /// Runs a command that does not end by itself until it has printed `lines` lines.
     pub fn run_until(&self, arguments: &[&str], lines: usize) -> String {
+        self.run_until_with(arguments, "", lines)
+    }
+
+    /// The same for one that reads `input`, behind which nothing comes.
+    pub fn run_until_with(&self, arguments: &[&str], input: &str, lines: usize) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("output");
         let file = File::create(&path).unwrap();
         let errors = file.try_clone().unwrap();
         let mut child = self
             .command(arguments)
+            .stdin(Stdio::piped())
             .stdout(file)
             .stderr(errors)
             .spawn()
             .unwrap();
+        // It stays open as long as this lives.
+        let mut stdin = child.stdin.take().unwrap();
+        // One that does not read its input has closed it.
+        let _ = stdin.write_all(input.as_bytes());
         let began = Instant::now();
         let read = || {
             let mut text = String::new();
