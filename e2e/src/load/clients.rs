@@ -132,7 +132,9 @@ impl Dice<'_> {
                 prev_kv: self.rng.random(),
             },
             35..42 => Request::Delete {
-                keys: match self.rng.random_ratio(1, 8) {
+                keys: match self.rng.random_ratio(1, 8)
+                    && !self.shared.spares.load(Ordering::Relaxed)
+                {
                     true => self.keys(),
                     false => KeyRange::one(self.key()),
                 },

@@ -6,6 +6,7 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -32,6 +33,9 @@ const DATABASE: &str = "db";
 /// What to do about data that cannot be completed.
 const REPLACE: &str = "Put the data back as it was, or remove this member from the cluster, \
                        delete its data directory and add it again";
+/// How long a member that joins goes on asking whether it was added.
+const ADDED_LATE: Duration = Duration::from_secs(3);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The term of the entries that found a cluster.
 const FOUNDING_TERM: u64 = 1;
 
@@ -396,28 +400,34 @@ impl Founding {
         let others = config.initial_cluster.iter();
         let others = others.filter(|(name, _)| **name != config.name);
         let urls: Vec<String> = others.flat_map(|(_, urls)| urls.iter().cloned()).collect();
-        let (cluster_id, members) = client
-            .members(&urls)
-            .await
-            .map_err(anyhow::Error::msg)
-            .context(NoAnswer)?;
-        let own = members.iter().find(|member| {
-            let mut urls = member.peer_urls.clone();
-            urls.sort();
-            urls == config.advertise_peer
-        });
-        let own = own.with_context(|| {
-            format!(
+        let began = Instant::now();
+        loop {
+            let (cluster_id, members) = client
+                .members(&urls)
+                .await
+                .map_err(anyhow::Error::msg)
+                .context(NoAnswer)?;
+            let own = members.iter().find(|member| {
+                let mut urls = member.peer_urls.clone();
+                urls.sort();
+                urls == config.advertise_peer
+            });
+            if let Some(member_id) = own.map(|own| own.id) {
+                return Ok(Self {
+                    member_id,
+                    cluster_id,
+                    members,
+                });
+            }
+            // Whoever answers may be behind the one that answered for the addition.
+            ensure!(
+                began.elapsed() < ADDED_LATE,
                 "the existing cluster has no member with the peer URLs {}; add it first, with \
                  'etcdctl member add'",
                 config.advertise_peer.join(",")
-            )
-        })?;
-        Ok(Self {
-            member_id: own.id,
-            cluster_id,
-            members,
-        })
+            );
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     fn metadata(&self) -> Metadata {
