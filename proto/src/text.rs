@@ -8,10 +8,10 @@ use crate::etcdserverpb::{
     RequestHeader, RequestOp, TxnRequest, compare::TargetUnion, request_op,
 };
 
-/// A request that logs may show; its `Display` is at most [`MAX_TEXT`] bytes and a little long.
+/// A request that logs may show.
 pub struct Text<'a, T>(pub &'a T);
 
-/// What is longer is cut off: a transaction may have thousands of operations.
+/// A transaction may have thousands of operations: behind so many bytes no more of them are told.
 pub const MAX_TEXT: usize = 4 << 10;
 
 /// Bytes in quotes, with escapes where they are no readable text.

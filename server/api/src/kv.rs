@@ -9,7 +9,7 @@ use proto::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{Backend, caller::Caller, checks, gate, range_stream, slow::Clock, status};
+use crate::{Backend, caller::Caller, checks, gate, range_stream, slow, status};
 
 pub(crate) struct KvService<B>(pub B);
 
@@ -19,11 +19,10 @@ impl<B: Backend> Kv for KvService<B> {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
-        let clock = Clock::begin(self.0.limits().slow, &request);
-        let asked = request.get_ref().clone();
-        let answer = self.range_now(request).await;
-        clock.end(&asked, &answer);
-        answer
+        slow::timed(self.0.limits().slow, request, |request| {
+            self.range_now(request)
+        })
+        .await
     }
 
     type RangeStreamStream = range_stream::Pieces;
@@ -36,30 +35,27 @@ impl<B: Backend> Kv for KvService<B> {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let clock = Clock::begin(self.0.limits().slow, &request);
-        let asked = request.get_ref().clone();
-        let answer = self.put_now(request).await;
-        clock.end(&asked, &answer);
-        answer
+        slow::timed(self.0.limits().slow, request, |request| {
+            self.put_now(request)
+        })
+        .await
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let clock = Clock::begin(self.0.limits().slow, &request);
-        let asked = request.get_ref().clone();
-        let answer = self.delete_range_now(request).await;
-        clock.end(&asked, &answer);
-        answer
+        slow::timed(self.0.limits().slow, request, |request| {
+            self.delete_range_now(request)
+        })
+        .await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let clock = Clock::begin(self.0.limits().slow, &request);
-        let asked = request.get_ref().clone();
-        let answer = self.txn_now(request).await;
-        clock.end(&asked, &answer);
-        answer
+        slow::timed(self.0.limits().slow, request, |request| {
+            self.txn_now(request)
+        })
+        .await
     }
 
     async fn compact(

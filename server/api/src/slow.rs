@@ -51,10 +51,6 @@ struct Stats {
 
 impl Clock {
     /// A call begins.
-    pub fn begin<T>(slow: Slow, request: &Request<T>) -> Self {
-        Self::of(slow, request.extensions().get::<Remote>().copied())
-    }
-
     pub fn of(slow: Slow, remote: Option<Remote>) -> Self {
         Self {
             began: Instant::now(),
@@ -64,7 +60,7 @@ impl Clock {
     }
 
     /// It has ended.
-    pub fn end<Q: Told>(&self, request: &Q, answer: &Result<Response<Q::Answer>, Status>) {
+    fn end<Q: Told>(&self, request: &Q, answer: &Result<Response<Q::Answer>, Status>) {
         let took = self.began.elapsed();
         let answer = answer.as_ref();
         if took > self.slow.apply
@@ -133,6 +129,23 @@ impl Clock {
             false => tell!(warn),
         }
     }
+}
+
+/// Makes a call, and tells of it when it took long.
+pub(crate) async fn timed<Q: Told + Clone, F>(
+    slow: Slow,
+    request: Request<Q>,
+    call: impl FnOnce(Request<Q>) -> F,
+) -> Result<Response<Q::Answer>, Status>
+where
+    F: Future<Output = Result<Response<Q::Answer>, Status>>,
+{
+    let clock = Clock::of(slow, request.extensions().get::<Remote>().copied());
+    // The call takes the request with it; keys and values are shared.
+    let asked = request.get_ref().clone();
+    let answer = call(request).await;
+    clock.end(&asked, &answer);
+    answer
 }
 
 /// A request of which `request stats` tells more.
