@@ -165,16 +165,24 @@ func mirrors(w *world) error {
 	)
 }
 
+// sessions begins one session on each of two connections.
+func sessions(w *world) (mine, theirs *concurrency.Session, err error) {
+	if mine, err = concurrency.NewSession(w.app, concurrency.WithTTL(60)); err != nil {
+		return nil, nil, err
+	}
+	if theirs, err = concurrency.NewSession(w.other, concurrency.WithTTL(60)); err != nil {
+		mine.Close()
+		return nil, nil, err
+	}
+	return mine, theirs, nil
+}
+
 func mutexes(w *world) error {
-	mine, err := concurrency.NewSession(w.app, concurrency.WithTTL(60))
+	mine, theirs, err := sessions(w)
 	if err != nil {
 		return err
 	}
 	defer mine.Close()
-	theirs, err := concurrency.NewSession(w.other, concurrency.WithTTL(60))
-	if err != nil {
-		return err
-	}
 	lock, wanted := concurrency.NewMutex(mine, "app/lock"), concurrency.NewMutex(theirs, "app/lock")
 	if err := lock.Lock(w.ctx); err != nil {
 		return err
@@ -249,15 +257,11 @@ func mutexes(w *world) error {
 }
 
 func elections(w *world) error {
-	mine, err := concurrency.NewSession(w.app, concurrency.WithTTL(60))
+	mine, theirs, err := sessions(w)
 	if err != nil {
 		return err
 	}
 	defer mine.Close()
-	theirs, err := concurrency.NewSession(w.other, concurrency.WithTTL(60))
-	if err != nil {
-		return err
-	}
 	defer theirs.Close()
 	first, second := concurrency.NewElection(mine, "app/e"), concurrency.NewElection(theirs, "app/e")
 	_, nobody := first.Leader(w.ctx)
